@@ -28,9 +28,11 @@ def evaluate_images(
     ],
     metrics: Annotated[
         str | None,
-        typer.Option(help="Metrics to compute: some of clip-score,fid,vqa,text. Default: all; fid needs --reference."),
+        typer.Option(
+            help="Metrics to compute: some of clip-score,fid,vqa,text. Default: all; fid (with kid) needs --reference."
+        ),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid.")] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +41,7 @@ def evaluate_images(
     ] = None,
     clip_model: Annotated[str, typer.Option(help="Folder or hub name of the CLIP model.")] = CLIP_MODEL,
     vqa_model: Annotated[str, typer.Option(help="Folder or hub name of the BLIP-VQA model.")] = VQA_MODEL,
-    ocr: Annotated[OcrName, typer.Option(help="OCR engine that reads text in pictures.")] = "trocr",
+    ocr: Annotated[OcrName, typer.Option(help="OCR engine that reads text in pictures.")] = "rapidocr",
     ocr_model: Annotated[str, typer.Option(help="Folder or hub name of the TrOCR model.")] = OCR_MODEL,
     fid_features: Annotated[
         FeaturesName, typer.Option(help="Features for fid: inception, or clip (FID-CLIP, without torchvision).")
@@ -53,7 +55,7 @@ def evaluate_images(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Score images with CLIP-Score, FID, BLIP-VQA and OCR; a metric that cannot run is skipped with a reason.
+    """Score images with CLIP-Score, FID, KID, BLIP-VQA and OCR; a metric that cannot run is skipped with a reason.
 
     Example: secondcast evaluate images student-pictures teacher-pictures --reference teacher-pictures
     """
@@ -172,6 +174,6 @@ def _made_by(score: "Scored") -> str:
 def _cell(score: "Scored | None", pictures: int) -> str:
     if score is None:
         return "-"
-    digits = 2 if score.name.startswith(("clip-score", "fid")) else 3
+    digits = 2 if score.name.startswith(("clip-score", "fid", "kid")) else 3
     interval = "" if score.low is None else f"\n{score.low:.{digits}f}-{score.high:.{digits}f}"
     return f"{score.mean:.{digits}f}{interval}" + ("" if score.count == pictures else f"\nof {score.count}")

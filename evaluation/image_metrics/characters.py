@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 
 # An apostrophe between letters closes nothing: "the dog's sign says 'i don't know'". A double quote after a digit, or
 # after a digit and a space and before a space, opens nothing: inches, as in a 24" monitor and a 6 " by 9 " frame. After
@@ -45,9 +46,29 @@ def _is_and(prompt: str, match: re.Match[str]) -> bool:
     return bool(between and _AND.fullmatch(match[1] or match[4] or "") and not _ANNOUNCED.search(before))
 
 
+# Typographic quotes, which fonts and recognisers choose as they like.
+_STRAIGHT = str.maketrans(dict.fromkeys("‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
+
+
 def comparable(text: str) -> str:
-    """Normalise a text for comparison: Unicode NFC, case folded, a space for each run of white space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """Normalise a text for comparison: Unicode NFC, case and quotes folded, a space for each run of white space."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_STRAIGHT).casefold().split())
+
+
+def words_right(expected: str, read: str) -> float:
+    """Fraction of the expected words that are read exactly, each word of the reading counted once; both normalised."""
+    wanted, there = (Counter(comparable(text).split()) for text in (expected, read))
+    return (wanted & there).total() / wanted.total() if wanted else 1.0
+
+
+def window_right(expected: str, read: str) -> float:
+    """Fraction of correct characters in the part of the reading that fits best, 0 to 1; both normalised.
+
+    1 - smallest edit distance to any part of the reading / length of the expected text: text around it costs nothing.
+    Source: Sellers 1980, The theory and computation of evolutionary distances.
+    """
+    one, other = comparable(expected), comparable(read)
+    return 1 - min(_distances(one, other, anywhere=True)) / len(one) if one else 1.0
 
 
 def characters_right(expected: str, read: str) -> float:
@@ -62,10 +83,15 @@ def characters_right(expected: str, read: str) -> float:
 
 def edit_distance(one: str, other: str) -> int:
     """Smallest number of insertions, deletions and substitutions of characters (Levenshtein 1966)."""
-    above = list(range(len(other) + 1))
+    return _distances(one, other, anywhere=False)[-1]
+
+
+def _distances(one: str, other: str, *, anywhere: bool) -> list[int]:
+    """Edit distance of a text to each beginning of another; anywhere: to the best part of it that ends there."""
+    above = [0] * (len(other) + 1) if anywhere else list(range(len(other) + 1))
     for i, a in enumerate(one, start=1):
         row = [i]
         for j, b in enumerate(other, start=1):
             row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (a != b)))
         above = row
-    return above[-1]
+    return above

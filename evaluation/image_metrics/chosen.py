@@ -10,7 +10,7 @@ from secondcast.evaluation.image_metrics.clip_score import ClipScore
 from secondcast.evaluation.image_metrics.fid import ClipFeatures, Fid, InceptionFeatures
 from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
 from secondcast.evaluation.image_metrics.published import FeaturesName, OcrName
-from secondcast.evaluation.image_metrics.recognisers import Tesseract, TrOcr
+from secondcast.evaluation.image_metrics.recognisers import RapidOcr, Recogniser, Tesseract, TrOcr
 from secondcast.evaluation.image_metrics.text_rendering import TextRendering
 from secondcast.evaluation.image_metrics.vqa import AttributeBinding
 
@@ -37,8 +37,7 @@ def metric_of(
         case "vqa":
             return AttributeBinding(networks.vqa_model, batch_size=batch_size, device=device)
         case "text":
-            reader = Tesseract() if networks.ocr == "tesseract" else TrOcr(networks.ocr_model, device=device)
-            return TextRendering(reader, batch_size=batch_size)
+            return TextRendering(_recogniser(networks, device), batch_size=batch_size)
         case "fid":
             features = (
                 ClipFeatures(networks.clip_model, device=device)
@@ -46,3 +45,13 @@ def metric_of(
                 else InceptionFeatures(networks.fid_weights, device=device)
             )
             return Fid(features, reference, batch_size=batch_size)
+
+
+def _recogniser(networks: Networks, device: torch.device) -> Recogniser:
+    match networks.ocr:
+        case "rapidocr":
+            return RapidOcr()
+        case "tesseract":
+            return Tesseract()
+        case "trocr":
+            return TrOcr(networks.ocr_model, device=device)

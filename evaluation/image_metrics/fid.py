@@ -1,4 +1,4 @@
-"""FID: distance between the features of the images and those of a reference set."""
+"""FID and KID: distances between the features of the images and those of a reference set."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,6 +22,8 @@ from secondcast.storage_schemas.progress import Progress, counted
 
 _EXTRA = "pip install 'secondcast[metrics]'"
 _INCEPTION_WIDTH = 2048
+# Of KID as published.
+_SUBSET, _SUBSETS = 1000, 100
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -60,7 +62,11 @@ class Features(Protocol):
 
 
 class Fid:
-    """Frechet distance of two Gaussians over features (Heusel et al. 2017, arXiv 1706.08500), by torchmetrics."""
+    """Frechet distance of two Gaussians over features (Heusel et al. 2017, arXiv 1706.08500), by torchmetrics.
+
+    And, from the same features, the kernel distance, whose expectation does not depend on the number of images (KID,
+    Binkowski et al. 2018, arXiv 1801.01401), times 1000.
+    """
 
     name: MetricName = "fid"
 
@@ -83,44 +89,47 @@ class Fid:
         return self._features.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
-        """See Metric. There is no interval: FID is not a mean over images, and its bias depends on their number."""
+        """See Metric. There are no intervals: neither is a mean over images."""
         count, reference_count = len(pictures), len(self._reference)
         self.check(pictures)
-        metric = self._metric_of_reference(progress)
+        metric, reference_ND = self._of_reference(progress)
         metric.reset()
-        self._update(metric, pictures, progress, real=False)
+        found_ND = self._update(metric, pictures, progress, real=False)
         if min(count, reference_count) <= self._features.width:
             progress.say(
                 f"fid of {counted(count, 'image')} against {reference_count}: {self._features.width} features need "
                 f"more images than that on both sides; compare only values from the same numbers of images"
             )
-        value = max(0.0, float(metric.compute()))
-        name = "fid" if self._features.name == "inception" else f"fid-{self._features.name}"
-        model, revision = self._features.model, self._features.revision
+        values = {"fid": max(0.0, float(metric.compute())), "kid": 1000 * _kernel_distance(reference_ND, found_ND)}
+        of_features = "" if self._features.name == "inception" else f"-{self._features.name}"
         return [
             Scored(
-                name=name,
+                name=f"{name}{of_features}",
                 mean=value,
                 count=count,
                 low=None,
                 high=None,
                 interval="none",
-                model=model,
-                revision=revision,
+                model=self._features.model,
+                revision=self._features.revision,
                 library=_versions(self._features.needs.packages),
             )
+            for name, value in values.items()
         ]
 
-    def _metric_of_reference(self, progress: Progress) -> Any:
+    def _of_reference(self, progress: Progress) -> tuple[Any, torch.Tensor]:
         if not hasattr(self, "_filled"):
             metric = self._features.metric()
-            self._update(metric, self._reference, progress, real=True)
-            self._filled = metric
+            self._filled = metric, self._update(metric, self._reference, progress, real=True)
         return self._filled
 
-    def _update(self, metric: Any, pictures: Sequence[Picture], progress: Progress, *, real: bool) -> None:
-        title = "fid, reference" if real else self.name
-        with progress.bar(title, total=len(pictures), done=0, unit="images") as bar:
+    def _update(self, metric: Any, pictures: Sequence[Picture], progress: Progress, *, real: bool) -> torch.Tensor:
+        """Add images to FID's statistics, and return their features, [N, D] float64 on the host."""
+        title, seen = "fid, reference" if real else self.name, list[torch.Tensor]()
+        hook = metric.inception.register_forward_hook(
+            lambda _, given, features: seen.append(features.flatten(1).double().cpu())
+        )
+        with hook, progress.bar(title, total=len(pictures), done=0, unit="images") as bar:
             for batch in batches(pictures, self._batch_size):
                 images = [picture.pixels() for picture in batch]
                 # Images of different sizes cannot be stacked: process them one at a time.
@@ -129,6 +138,22 @@ class Fid:
                     for part in batches(images, size):
                         metric.update(self._features.tensor(part), real=real)
                 bar.advance(len(batch))
+        return torch.cat(seen)
+
+
+def _kernel_distance(reference_ND: torch.Tensor, found_ND: torch.Tensor) -> float:
+    """The unbiased estimate of KID's squared distance, of all images or of the mean over subsets as published."""
+    from torchmetrics.image.kid import poly_mmd
+
+    size = min(len(reference_ND), len(found_ND), _SUBSET)
+    if size == len(reference_ND) == len(found_ND):
+        return float(poly_mmd(reference_ND, found_ND))
+    draw = torch.Generator().manual_seed(0)
+    parts = [
+        [rows_ND[torch.randperm(len(rows_ND), generator=draw)[:size]] for rows_ND in (reference_ND, found_ND)]
+        for _ in range(_SUBSETS)
+    ]
+    return float(torch.stack([poly_mmd(*part) for part in parts]).mean())
 
 
 class InceptionFeatures:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-OcrName = Literal["trocr", "tesseract"]
+OcrName = Literal["rapidocr", "tesseract", "trocr"]
 FeaturesName = Literal["inception", "clip"]
 # Also torchmetrics' default; Hessel et al. used ViT-B/32, whose values are not comparable.
 CLIP_MODEL = "openai/clip-vit-large-patch14"

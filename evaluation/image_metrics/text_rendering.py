@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from secondcast.evaluation.image_metrics.characters import characters_right, comparable, quoted_text
+from secondcast.evaluation.image_metrics.characters import characters_right, quoted_text, window_right, words_right
 from secondcast.evaluation.image_metrics.metric import MetricName, Picture, Scored, batches, mean_of
 from secondcast.evaluation.image_metrics.recognisers import Recogniser
 from secondcast.evaluation.intervals import wilson
@@ -11,7 +11,7 @@ from secondcast.storage_schemas.progress import Progress, counted
 
 
 class TextRendering:
-    """Fraction of correct characters (see characters_right), and of images whose text is entirely correct."""
+    """Fractions of correct characters and words (characters.py), and of images in which every word is read."""
 
     name: MetricName = "text"
 
@@ -43,12 +43,18 @@ class TextRendering:
 
     def _scored(self, read: dict[str, tuple[str, str]]) -> list[Scored]:
         model, revision = self._recogniser.model, self._recogniser.revision
-        right = {file: characters_right(text, reading) for file, (text, reading) in read.items()}
-        exact = {file: float(comparable(text) == comparable(reading)) for file, (text, reading) in read.items()}
+        words = {file: words_right(text, reading) for file, (text, reading) in read.items()}
+        exact = {file: float(right == 1) for file, right in words.items()}
+        characters = {"text": window_right, "text-whole": characters_right}
+        right = {
+            name: {file: rule(text, reading) for file, (text, reading) in read.items()}
+            for name, rule in characters.items()
+        }
         rate = sum(exact.values()) / len(exact)
         low, high = wilson(rate, len(exact))
         return [
-            mean_of(self.name, right, model=model, revision=revision),
+            *(mean_of(name, values, model=model, revision=revision) for name, values in right.items()),
+            mean_of("text-words", words, model=model, revision=revision),
             Scored(
                 name="text-exact", mean=rate, count=len(exact), low=low, high=high, interval="wilson", model=model,
                 revision=revision, values=exact,

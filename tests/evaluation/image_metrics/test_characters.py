@@ -9,7 +9,9 @@ from secondcast.evaluation.image_metrics.characters import (
     comparable,
     edit_distance,
     quoted_text,
+    window_right,
     without_quoted,
+    words_right,
 )
 
 WORDS = st.text(alphabet="abcXYZ é", max_size=12)
@@ -90,3 +92,31 @@ def test_case_and_white_space_do_not_count_and_further_text_does():
     assert characters_right("open", "opan") == 0.75
     assert characters_right("open", "open now") == 0.5
     assert characters_right("open", "") == 0
+
+
+def test_typographic_quotes_are_plain_ones():
+    assert comparable("‘It’s’ “late”") == "'it's' \"late\""
+    assert characters_right("it's late", "It’s late") == words_right("it's late", "It’s late") == 1
+
+
+@given(WORDS, WORDS, WORDS, WORDS)
+def test_text_around_the_expected_one_costs_nothing_in_the_best_window(before, expected, after, read):
+    assert window_right(expected, f"{before} {expected} {after}") == 1
+    assert 0 <= window_right(expected, read) <= 1
+    # A whole reading is one of the windows.
+    longest = max(len(comparable(expected)), len(comparable(read)))
+    if longest == len(comparable(expected)):
+        assert window_right(expected, read) >= characters_right(expected, read)
+
+
+def test_the_best_window_counts_each_wrong_character_once():
+    assert window_right("army", "ARMY EXIT") == 1 and characters_right("army", "ARMY EXIT") < 0.5
+    assert window_right("open", "we are opan today") == 0.75
+    assert window_right("open", "") == 0 == window_right("open", "xyz")
+
+
+def test_words_are_read_exactly_and_counted_once():
+    assert words_right("Grand  Opening", "the grand OPENING today") == 1
+    assert words_right("mind the gap", "mind xhe gap") == pytest.approx(2 / 3)
+    assert words_right("knock knock", "knock") == 0.5 == words_right("keep left", "left keeps")
+    assert words_right("please knock", "pleaseknock") == 0

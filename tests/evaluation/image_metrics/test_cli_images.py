@@ -17,6 +17,8 @@ from tests.evaluation.image_metrics.conftest import PROMPTS, make_pictures
 from tests.evaluation.image_metrics.tiny_networks import make_clip
 from tests.models.teacher.small_hub import NAME, Repository, run_apart, serve
 
+TEXT = ("text", "text-whole", "text-words", "text-exact")
+
 
 def images(*words, capsys, device="cpu"):
     return secondcast("evaluate", "images", *words, "--device", device, capsys=capsys)
@@ -26,20 +28,20 @@ def images(*words, capsys, device="cpu"):
 def test_all_metrics_on_two_folders(clip, blip, trocr, pictures, tmp_path, capsys):
     other = make_pictures(tmp_path / "other", seed=1)
     words = [pictures, other, "--reference", other, "--fid-features", "clip", "--batch-size", "3"]
-    words += ["--clip-model", clip, "--vqa-model", blip, "--ocr-model", trocr]
+    words += ["--clip-model", clip, "--vqa-model", blip, "--ocr", "trocr", "--ocr-model", trocr]
     code, said, heard = images(*words, "--json", capsys=capsys)
     assert code == 0 and "Traceback" not in heard
     found = json.loads(said)
     assert found["skipped"] == [] and [folder["pictures"] for folder in found["folders"]] == [4, 4]
     for folder in found["folders"]:
         scores = {score["name"]: score for score in folder["scores"]}
-        assert list(scores) == ["clip-score", "fid-clip", "vqa", "text", "text-exact"]
-        assert [score["count"] for score in scores.values()] == [4, 4, 4, 1, 1]
+        assert list(scores) == ["clip-score", "fid-clip", "kid-clip", "vqa", *TEXT]
+        assert [score["count"] for score in scores.values()] == [4, 4, 4, 4, 1, 1, 1, 1]
         assert {score["model"] for score in scores.values()} == {str(clip), str(blip), str(trocr)}
         assert 0 <= scores["vqa"]["low"] <= scores["vqa"]["mean"] <= scores["vqa"]["high"] <= 1
     far, near = (folder["scores"][1]["mean"] for folder in found["folders"])
     assert near < 1e-3 * far
-    words = [pictures, other, "--vqa-model", blip, "--ocr-model", trocr]
+    words = [pictures, other, "--vqa-model", blip, "--ocr", "trocr", "--ocr-model", trocr]
     code, said, _ = images(*words, "--metrics", "vqa,text", "--quiet", capsys=capsys)
     assert code == 0 and "vqa" in said and "text-exact" in said and "clip-score" not in said
     assert f"vqa: {blip} at sha256:" in said and "of 1" in said
@@ -47,7 +49,7 @@ def test_all_metrics_on_two_folders(clip, blip, trocr, pictures, tmp_path, capsy
 
 def test_what_cannot_run_says_why_and_the_rest_goes_on(clip, pictures, capsys):
     words = [pictures, "--metrics", "clip-score,fid,vqa,text", "--clip-model", clip, "--vqa-model", "no-such-folder"]
-    code, said, heard = images(*words, "--ocr-model", clip, "--quiet", capsys=capsys)
+    code, said, heard = images(*words, "--ocr", "trocr", "--ocr-model", clip, "--quiet", capsys=capsys)
     assert code == 0 and "clip-score" in said
     assert heard.splitlines()[-3:] == [
         "no fid: fid needs reference images: give --reference FOLDER, such as the teacher's images from generate",
@@ -96,7 +98,7 @@ def test_weights_that_were_never_fetched_name_the_command_that_fetches_them(pict
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    code, _, heard = images(pictures, "--quiet", capsys=capsys)
+    code, _, heard = images(pictures, "--ocr", "trocr", "--quiet", capsys=capsys)
     assert code == 1
     for line, (metric, name, flag) in zip(
         heard.splitlines()[-3:],
@@ -118,7 +120,8 @@ def test_without_tesseract_the_text_metric_says_so(pictures, monkeypatch, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, heard = images(pictures, "--metrics", "text", "--ocr", "tesseract", capsys=capsys)
     assert code == 1 and heard.splitlines()[-1] == (
-        "no text: --ocr tesseract needs the program tesseract on the PATH: install tesseract-ocr, or give --ocr trocr"
+        "no text: --ocr tesseract needs the program tesseract on the PATH: install tesseract-ocr, or give --ocr "
+        "rapidocr"
     )
 
 
@@ -130,7 +133,7 @@ def test_a_tesseract_that_fails_is_one_line(pictures, monkeypatch, tmp_path, cap
     code, _, heard = images(pictures, "--metrics", "text", "--ocr", "tesseract", capsys=capsys)
     assert code == 1 and heard.splitlines()[-1] == (
         f"no text for {pictures}: tesseract ended with code 1 (Error opening data file eng.traineddata): install "
-        f"tesseract-ocr with its English data, or give --ocr trocr"
+        f"tesseract-ocr with its English data, or give --ocr rapidocr"
     )
 
 
@@ -163,7 +166,7 @@ def test_any_folder_of_pictures_can_be_scored_with_its_prompts(clip, trocr, tmp_
     assert by_name["folders"][0]["scores"] == by_index["folders"][0]["scores"]
     named = tmp_path / "named.jsonl"
     named.write_text('{"prompt": "a sign", "text": "go", "file": "000003.png"}\n')
-    words = ["--metrics", "text", "--ocr-model", trocr, "--json"]
+    words = ["--metrics", "text", "--ocr", "trocr", "--ocr-model", trocr, "--json"]
     found = json.loads(images(folder, *words, "--prompts", named, capsys=capsys)[1])
     assert list(found["folders"][0]["scores"][0]["values"]) == ["000003.png"]
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -81,18 +82,44 @@ def features(folder, pictures) -> np.ndarray:
     return found.double().numpy()
 
 
+def kernel_of(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    """The polynomial kernel of KID."""
+    return (a_ND @ b_ND.T / a_ND.shape[1] + 1) ** 3
+
+
+def test_kid_of_sets_of_different_sizes_is_a_mean_over_subsets_and_always_the_same(clip, tmp_path):
+    few = read_pictures(make_pictures(tmp_path / "few", count=3))
+    many = read_pictures(make_pictures(tmp_path / "many", seed=1, count=8))
+    first, again = (Fid(ClipFeatures(str(clip), device=CPU), few, batch_size=3).score(many, Silent()) for _ in range(2))
+    assert first[1].mean == again[1].mean
+    a, b = features(clip, few), features(clip, many)
+    picked = [np.ix_(rows, rows) for rows in combinations(range(8), 3)]
+    inner, mixed = kernel_of(b, b), kernel_of(a, b)
+    own = (kernel_of(a, a).sum() - kernel_of(a, a).trace()) / 6
+    exact = [
+        own + (inner[rows].sum() - inner[rows].trace()) / 6 - 2 * mixed[:, rows[1][0]].mean() for rows in picked
+    ]  # fmt: skip
+    # A mean of 100 draws of 56 subsets: six standard errors.
+    assert abs(first[1].mean - 1000 * np.mean(exact)) < 6 * 1000 * np.std(exact) / 10
+
+
 def test_fid_is_the_frechet_distance_and_nothing_for_the_folder_itself(clip, tmp_path):
     one = read_pictures(make_pictures(tmp_path / "one", count=8))
     other = read_pictures(make_pictures(tmp_path / "other", seed=1, count=8, side=24))
     progress = Noted()
     fid = Fid(ClipFeatures(str(clip), device=CPU), one, batch_size=3)
-    (same,), (far,) = fid.score(one, progress), fid.score(other, progress)
+    (same, _), (far, kernel) = fid.score(one, progress), fid.score(other, progress)
     a, b = features(clip, one), features(clip, other)
     root = np.sqrt(np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).astype(complex)).real.sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.cov(a.T).trace() + np.cov(b.T).trace() - 2 * root
     assert far.mean == pytest.approx(expected, rel=1e-4) and far.mean > 1
     assert same.mean == pytest.approx(0, abs=1e-3 * far.mean)
     assert (far.name, far.interval, far.low) == ("fid-clip", "none", None)
+    assert kernel.name == "kid-clip"
+    # Without the diagonals: unbiased.
+    near, other_near, cross = (kernel_of(*pair) for pair in ((a, a), (b, b), (a, b)))
+    within = sum((one.sum() - one.trace()) / (8 * 7) for one in (near, other_near))
+    assert kernel.mean == pytest.approx(1000 * (within - 2 * cross.mean()), rel=1e-4)
     assert progress.said[0] == (
         "fid of 8 images against 8: 8 features need more images than that on both sides; compare only values "
         "from the same numbers of images"
@@ -103,7 +130,7 @@ def test_fid_takes_pictures_of_several_sizes(clip, tmp_path):
     small = make_pictures(tmp_path / "small", count=2)
     large = make_pictures(tmp_path / "large", count=2, side=32)
     mixed = [*read_pictures(small), *read_pictures(large)]
-    (scored,) = Fid(ClipFeatures(str(clip), device=CPU), mixed, batch_size=4).score(mixed, Silent())
+    scored, _ = Fid(ClipFeatures(str(clip), device=CPU), mixed, batch_size=4).score(mixed, Silent())
     assert scored.count == 4
 
 
@@ -160,12 +187,14 @@ def test_text_is_right_where_the_recogniser_reads_what_was_asked_for(trocr, pict
     reading = recogniser.read(found)
     assert all(reading)
     metric = TextRendering(recogniser, batch_size=2)
-    right, exact = metric.score([replace(p, text=t) for p, t in zip(found, reading, strict=True)], Silent())
-    assert (right.name, right.mean, exact.name, exact.mean, exact.count) == ("text", 1, "text-exact", 1, 4)
+    scores = metric.score([replace(p, text=t) for p, t in zip(found, reading, strict=True)], Silent())
+    names = ["text", "text-whole", "text-words", "text-exact"]
+    assert [(score.name, score.mean, score.count) for score in scores] == [(name, 1, 4) for name in names]
+    exact = scores[-1]
     assert exact.interval == "wilson" and exact.low < 1 and exact.high == 1
     # The text that the third prompt quotes; the others quote none.
     progress = Noted()
-    right, exact = metric.score(found, progress)
+    right, *_, exact = metric.score(found, progress)
     assert list(right.values) == ["000002.png"] and right.mean < 1 and exact.mean == 0
     assert progress.said == ["text: skipped 3 images, whose prompts quote no text"]
     with pytest.raises(
@@ -236,7 +265,7 @@ def test_fid_resizes_as_published_fids_do_and_names_the_versions(clip, pictures,
     assert (given["feature"], given["antialias"]) == (2048, False)
     monkeypatch.undo()
     found = read_pictures(pictures)
-    (scored,) = Fid(ClipFeatures(str(clip), device=CPU), found, batch_size=4).score(found, Silent())
+    scored, _ = Fid(ClipFeatures(str(clip), device=CPU), found, batch_size=4).score(found, Silent())
     assert (
         scored.json_value()["library"]
         == f"torchmetrics {version('torchmetrics')}, transformers {version('transformers')}"
