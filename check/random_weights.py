@@ -52,6 +52,8 @@ def random_text_encoder(folder: TeacherFolder, dtype: torch.dtype, device: torch
     with torch.device("meta"):
         model = folder.family.make_text_encoder(folder.config("large_text_encoder"))
     _fill([model], dtype, device, device)
+    # What had two names on the meta device has two copies now.
+    model.tie_weights()
     return model
 
 

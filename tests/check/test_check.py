@@ -81,6 +81,14 @@ def test_rows_of_the_full_size_are_estimated_before_they_are_made(tmp_path):
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_layers"] == 12
 
 
+def test_a_random_text_encoder_has_as_many_weights_as_the_one_on_disk():
+    made, loaded = (teacher.text_encoder().model for teacher in (random_pocket(), pocket()))
+    # T5's token embedding has two names.
+    assert made.shared.weight is made.encoder.embed_tokens.weight
+    counts = [sum(weight.numel() for weight in network.parameters()) for network in (made, loaded)]
+    assert counts[0] == counts[1]
+
+
 def test_an_error_of_a_row_is_its_result(tmp_path):
     teacher = pocket()
     teacher.text_encoder = lambda: 1 // 0
