@@ -112,7 +112,9 @@ def _line(image: Image.Image, box_42: np.ndarray) -> Image.Image:
     larger = max(1.0, _LEAST_LINE / high)
     size = (max(1, round(wide * larger)), max(1, round(high * larger)))
     corners = (*left_top, *left_bottom, *right_bottom, *right_top)
-    return image.transform(size, Image.Transform.QUAD, corners, Image.Resampling.BICUBIC)
+    line = image.transform(size, Image.Transform.QUAD, corners, Image.Resampling.BICUBIC)
+    # Upright text, as the library turns it.
+    return line.rotate(90, expand=True) if high >= 1.5 * wide else line
 
 
 class TrOcr:
