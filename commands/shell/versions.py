@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 REQUIRED = ("secondcast", "torch", "diffusers", "transformers", "zarr", "numcodecs", "webdataset")
 OPTIONAL = (
-    "beautifulsoup4", "bitsandbytes", "datasets", "ftfy", "matplotlib", "obstore", "peft", "pyarrow", "pyyaml", "ray",
-    "scikit-image", "scikit-learn", "tensorboard", "torchao", "torchmetrics", "torchvision", "wandb", "wordfreq",
+    "beautifulsoup4", "bitsandbytes", "datasets", "ftfy", "matplotlib", "obstore", "onnxruntime", "peft", "pyarrow",
+    "pyyaml", "rapidocr", "ray", "scikit-image", "scikit-learn", "tensorboard", "torchao", "torchmetrics",
+    "torchvision", "wandb", "wordfreq",
 )  # fmt: skip
 
 
