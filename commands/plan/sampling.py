@@ -8,6 +8,7 @@ import typer
 from secondcast.commands.plan.build_rows import LARGER_CARD, needed_text
 from secondcast.commands.plan.cards import figure_table
 from secondcast.commands.shell.console import print_table
+from secondcast.models.families.registry import usual_students
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 
@@ -19,10 +20,7 @@ _GIB = 2**30
 
 PlannedStudent = Annotated[
     str | None,
-    typer.Option(
-        help="Student: small, base, large or xl, or a T5 folder; for FLUX.2-klein Qwen/Qwen3-0.6B or a folder. "
-        "Default: base, or Qwen/Qwen3-0.6B."
-    ),
+    typer.Option(help=f"Student: small, base, large or xl, or the folder of an encoder. Default: {usual_students()}."),
 ]
 
 

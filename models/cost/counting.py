@@ -233,14 +233,12 @@ def _text_encoder(shapes: TextEncoderShapes) -> TextEncoderCost:
 def _student(shapes: StudentShapes) -> TextEncoderCost:
     config, length = shapes.config, shapes.text_length
     with torch.device("meta"):
-        model = (
-            SecondcastStudent(
-                StudentConfig(
-                    project_in_dim=config["d_model"], project_out_dim=shapes.text_width, text_length=length, **config
-                )
-            )
-            if shapes.text_layers is None
-            else EncoderStudent(
+        model: torch.nn.Module
+        if shapes.text_layers is None:
+            projection: dict[str, Any] = {"project_in_dim": config["d_model"], "project_out_dim": shapes.text_width}
+            model = SecondcastStudent(StudentConfig(**projection, text_length=length, **config))
+        else:
+            model = EncoderStudent(
                 EncoderStudentConfig(
                     encoder_config={key: value for key, value in config.items() if key != "projection_rank"},
                     project_in_dim=config["hidden_size"],
@@ -250,7 +248,6 @@ def _student(shapes: StudentShapes) -> TextEncoderCost:
                     hidden_state_layers=shapes.text_layers,
                 )
             )
-        )
     return text_cost(model.float().train(), length, saved=True)
 
 

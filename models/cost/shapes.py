@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
 from secondcast.models.families.family import Family
 from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry
@@ -77,11 +75,6 @@ class CallShapes(Shapes):
     conditioning: tuple[ConditioningArray, ...] | None = None
     masked: bool = False
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
-        # Without them the keys of the table do not change.
-        return {key: v for key, v in plain(self).items() if key not in ("conditioning", "masked") or v}
-
     @property
     def tokens(self) -> int:
         """Tokens of text and image that the blocks compute with."""
@@ -140,10 +133,6 @@ class TextEncoderShapes(Shapes):
     dtype: Dtype
     family: str | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
-        return {key: value for key, value in plain(self).items() if value is not None}
-
     @classmethod
     def of(cls, teacher: Teacher, dtype: Dtype) -> Self:
         """The calls of a recorded teacher."""
@@ -161,10 +150,6 @@ class StudentShapes(Shapes):
     text_length: int
     text_width: int
     text_layers: tuple[int, ...] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
-        return {key: value for key, value in plain(self).items() if value is not None}
 
     @classmethod
     def of(cls, source: str, config: dict[str, Any], teacher: Teacher) -> Self:
@@ -204,12 +189,7 @@ class VaeConfig(Shapes):
     """Of a VAE of which parameters alone are counted. kind: its class in diffusers."""
 
     network: ClassVar[str] = "VAE parameters"
-    kind: str = "AutoencoderKL"
-
-    @model_serializer(mode="wrap")
-    def _without_the_usual(self, plain: SerializerFunctionWrapHandler) -> Any:
-        # Without it the keys of the table do not change.
-        return {key: value for key, value in plain(self).items() if value != "AutoencoderKL"}
+    kind: str
 
 
 class ClipConfig(Shapes):

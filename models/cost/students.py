@@ -21,8 +21,7 @@ def counted_student(source: str, teacher: Teacher, projection_rank: int | None =
     source: see student_config; or another encoder with its tokenizer.
     projection_rank: of a new projection; None: full, or that of an earlier student.
     """
-    path = Path(source)
-    source = str(path.parent) if path.is_file() and path.name == "config.json" else source
+    source = _folder_of(source)
     if _is_of_another_kind(source):
         with torch.device("meta"):
             student = new_student(source, teacher, init="random", dropout=0.0, seed=0, projection_rank=projection_rank)
@@ -39,8 +38,13 @@ def student_config(source: str) -> T5Config:
     """A T5 configuration: a name of STUDENT_SIZES, a hub name, a folder, or a config.json."""
     if source in STUDENT_SIZES:
         return T5Config(**STUDENT_SIZES[source])
+    return _t5_config(_folder_of(source))
+
+
+def _folder_of(source: str) -> str:
+    """The folder of a config.json; any other source as it is."""
     path = Path(source)
-    return _t5_config(str(path.parent) if path.is_file() and path.name == "config.json" else source)
+    return str(path.parent) if path.is_file() and path.name == "config.json" else source
 
 
 def _is_of_another_kind(source: str) -> bool:

@@ -14,6 +14,7 @@ from secondcast.models.families.anatomy import Anatomy
 from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder, TextTokenizer
 from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.storage_schemas.errors import SettingsError, TeacherError
+from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import POOLED as POOLED
 from secondcast.storage_schemas.schema.fields import TEXT_MASK as TEXT_MASK
 from secondcast.storage_schemas.schema.fields import Array
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from secondcast.models.geometry import Geometry
     from secondcast.models.schedule import Schedule
     from secondcast.models.weights.files import CheckpointSource
+
+LATENTS_PER_SIDE = 2
+"""Latents per side of an image token: of all families."""
 
 Role = Literal[
     "transformer",
@@ -265,13 +269,13 @@ class Family(ABC):
         """
         raise TypeError(f"{self.title} has no text encoder beside the large one")
 
-    @abstractmethod
     def token_px(self, vae_config: Mapping[str, Any]) -> int:
-        """Pixels per side of an image token."""
+        """Pixels per side of an image token: the VAE halves the image in each block after the first."""
+        return LATENTS_PER_SIDE * int(2 ** (len(vae_config["block_out_channels"]) - 1))
 
-    @abstractmethod
     def token_channels(self, vae_config: Mapping[str, Any]) -> int:
         """C, of the latents of a VAE."""
+        return int(LATENTS_PER_SIDE**2 * vae_config["latent_channels"])
 
     @abstractmethod
     def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
@@ -298,13 +302,16 @@ class Family(ABC):
         schedule = self.schedule(name, scheduler_config, steps=steps, image_tokens=image_tokens, dtype=DTYPES[dtype])
         return schedule.sigmas, schedule.timesteps
 
-    @abstractmethod
     def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
-        """The dtype in which the transformer receives timesteps if latents have `dtype`."""
+        """The dtype in which the transformer receives timesteps if latents have `dtype`; by default the same."""
+        return dtype
 
-    @abstractmethod
     def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
-        """The clean latent that the prediction of a step implies, [S, C] fp32."""
+        """The clean latent that the prediction of a step implies, [S, C] fp32; by default that of flow matching.
+
+        Of the conditional prediction with classifier-free guidance.
+        """
+        return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
 
     @abstractmethod
     def positions(
@@ -388,6 +395,6 @@ class Family(ABC):
         latents: torch.Tensor = pipeline(**call, output_type="latent", return_dict=False)[0]
         return self.packed(latents)
 
-    @abstractmethod
     def image_size(self, *, height: int, width: int) -> dict[str, int]:
         """The arguments of the pipeline for images of this size."""
+        return {"height": height, "width": width}

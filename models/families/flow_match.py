@@ -1,13 +1,19 @@
-"""The schedule of a flow-matching scheduler for plans, without torch; builds take diffusers' own."""
+"""The schedule of a flow-matching scheduler: diffusers' own for builds, and for plans the same without torch."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.fields import DTYPES
 from secondcast.storage_schemas.schema.manifest import Dtype
+
+if TYPE_CHECKING:
+    import torch
+
+    from secondcast.models.schedule import Schedule
 
 # Of FLUX.1's schedulers. One with other keys may do more.
 _KEYS = {
@@ -17,6 +23,42 @@ _KEYS = {
 
 PlannedSchedule = tuple[tuple[float, ...], tuple[float, ...]]
 """K + 1 sigmas and K timesteps, as in models/schedule.py."""
+
+
+def check_repeatable(scheduler_config: Mapping[str, Any]) -> None:
+    """Raise TeacherError for a flow-matching scheduler with random steps."""
+    if scheduler_config.get("stochastic_sampling", False):
+        raise TeacherError(
+            "the scheduler has stochastic_sampling = true, expected false: its steps cannot be repeated; "
+            "download scheduler/ again"
+        )
+
+
+def linear_schedule(
+    scheduler_config: dict[str, Any], *, steps: int, mu: float, own_sigmas: bool, dtype: "torch.dtype"
+) -> "Schedule":
+    """Of FlowMatchEulerDiscreteScheduler, which computes the values: linear sigmas, shifted by `mu`.
+
+    own_sigmas: the scheduler's own sigmas, also where its configuration asks for them.
+    dtype: of latents and timesteps.
+
+    Source: FluxPipeline.__call__ and Flux2KleinPipeline.__call__ of diffusers.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from secondcast.models.schedule import Schedule
+
+    check_repeatable(scheduler_config)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    own = own_sigmas or scheduler_config.get("use_flow_sigmas")
+    scheduler.set_timesteps(steps, sigmas=None if own else np.linspace(1.0, 1 / steps, steps), mu=mu)
+    # The pipelines: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
+    timesteps_K = scheduler.timesteps.to(dtype) / 1000
+    return Schedule(
+        sigmas=tuple(scheduler.sigmas.double().tolist()),
+        timesteps=tuple(timesteps_K.double().tolist()),
+        timestep_dtype=timesteps_K.dtype,
+    )
 
 
 def flow_match_schedule(

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder
-from secondcast.models.families.family import POOLED, Part, Role
-from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule
+from secondcast.models.families.family import LATENTS_PER_SIDE, POOLED, Part, Role
+from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule, linear_schedule
 from secondcast.models.families.reads_t5 import ReadsT5, t5_part
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema import derivation
-from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Dtype, ScheduleName
 
 if TYPE_CHECKING:
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
 
     from secondcast.models.geometry import Geometry
     from secondcast.models.schedule import Schedule
-
-# Latents per side of an image token.
-_PACKED = 2
 
 
 class Flux(ReadsT5):
@@ -80,19 +75,11 @@ class Flux(ReadsT5):
         """FLUX.1-dev does, schnell does not."""
         return bool(config["guidance_embeds"])
 
-    def token_px(self, vae_config: Mapping[str, Any]) -> int:
-        """The VAE halves the image in each block after the first, 2 x 2 latents make a token."""
-        return _PACKED * int(2 ** (len(vae_config["block_out_channels"]) - 1))
-
-    def token_channels(self, vae_config: Mapping[str, Any]) -> int:
-        """C: the channels of 2 x 2 latents."""
-        return int(_PACKED**2 * vae_config["latent_channels"])
-
     def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
         """Unpacked, then scaled and shifted. Source: FluxPipeline.__call__."""
         from diffusers import FluxPipeline
 
-        scale = self.token_px(vae.config) // _PACKED
+        scale = self.token_px(vae.config) // LATENTS_PER_SIDE
         latents: torch.Tensor = FluxPipeline._unpack_latents(latent_BSC, geometry.height, geometry.width, scale)
         return latents / vae.config.scaling_factor + vae.config.shift_factor
 
@@ -114,29 +101,8 @@ class Flux(ReadsT5):
         Source: FluxPipeline.__call__ and diffusers' FlowMatchEulerDiscreteScheduler, which computes the values; the
         training script of DistillT5.
         """
-        import numpy as np
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        from secondcast.models.schedule import Schedule
-
-        if scheduler_config.get("stochastic_sampling", False):
-            raise TeacherError(
-                "the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived"
-            )
-        own = name == "distillt5" or scheduler_config.get("use_flow_sigmas")
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
-        scheduler.set_timesteps(
-            steps,
-            sigmas=None if own else np.linspace(1.0, 1 / steps, steps),
-            mu=shift_of(dict(scheduler.config), image_tokens),
-        )
-        # FluxPipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
-        timesteps_K = scheduler.timesteps.to(self.timestep_dtype(dtype)) / 1000
-        return Schedule(
-            sigmas=tuple(scheduler.sigmas.double().tolist()),
-            timesteps=tuple(timesteps_K.double().tolist()),
-            timestep_dtype=timesteps_K.dtype,
-        )
+        mu = shift_of(scheduler_config, image_tokens)
+        return linear_schedule(scheduler_config, steps=steps, mu=mu, own_sigmas=name == "distillt5", dtype=dtype)
 
     def planned_schedule(
         self, name: ScheduleName, scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: Dtype
@@ -148,14 +114,6 @@ class Flux(ReadsT5):
         if found is not None:
             return found
         return super().planned_schedule(name, scheduler_config, steps=steps, image_tokens=image_tokens, dtype=dtype)
-
-    def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
-        """That of the latents."""
-        return dtype
-
-    def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
-        """x_k - sigma_k v_k."""
-        return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
 
     def positions(
         self, geometry: "Geometry", text_length: int, *, device: "torch.device", dtype: "torch.dtype"
@@ -276,10 +234,6 @@ class Flux(ReadsT5):
                 list(texts), None, device=text_encoder.device, max_sequence_length=text_length
             )[0]
         return embedding_BTD, ids_BT
-
-    def image_size(self, *, height: int, width: int) -> dict[str, int]:
-        """Height and width."""
-        return {"height": height, "width": width}
 
 
 class FluxKontext(Flux):

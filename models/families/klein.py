@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import Conditioning, TextTokenizer
 from secondcast.models.families.family import Family, Part
+from secondcast.models.families.flow_match import linear_schedule
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema import derivation
-from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import ScheduleName
 
 if TYPE_CHECKING:
@@ -139,14 +138,6 @@ class Klein(Family):
         """The models are distilled to sample without."""
         return False
 
-    def token_px(self, vae_config: Mapping[str, Any]) -> int:
-        """The VAE halves the image in each block after the first, 2 x 2 latents make a token."""
-        return _PACKED * int(2 ** (len(vae_config["block_out_channels"]) - 1))
-
-    def token_channels(self, vae_config: Mapping[str, Any]) -> int:
-        """C: the channels of 2 x 2 latents."""
-        return int(_PACKED**2 * vae_config["latent_channels"])
-
     def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
         """With the mean and variance of the VAE's batch norm, then unpacked. Source: Flux2KleinPipeline.__call__."""
         import torch
@@ -168,39 +159,11 @@ class Klein(Family):
         dtype: "torch.dtype",
     ) -> "Schedule":
         """Linear sigmas, shifted by the numbers of image tokens and steps. Source: Flux2KleinPipeline.__call__."""
-        import numpy as np
-        from diffusers import FlowMatchEulerDiscreteScheduler
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        from secondcast.models.schedule import Schedule
-
         self.check_schedule_name(name)
-        if scheduler_config.get("stochastic_sampling", False):
-            raise TeacherError(
-                "the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived"
-            )
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
-        own = scheduler_config.get("use_flow_sigmas")
-        scheduler.set_timesteps(
-            steps,
-            sigmas=None if own else np.linspace(1.0, 1 / steps, steps),
-            mu=compute_empirical_mu(image_seq_len=image_tokens, num_steps=steps),
-        )
-        # The pipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
-        timesteps_K = scheduler.timesteps.to(self.timestep_dtype(dtype)) / 1000
-        return Schedule(
-            sigmas=tuple(scheduler.sigmas.double().tolist()),
-            timesteps=tuple(timesteps_K.double().tolist()),
-            timestep_dtype=timesteps_K.dtype,
-        )
-
-    def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
-        """That of the latents."""
-        return dtype
-
-    def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
-        """x_k - sigma_k v_k."""
-        return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
+        mu = compute_empirical_mu(image_seq_len=image_tokens, num_steps=steps)
+        return linear_schedule(scheduler_config, steps=steps, mu=mu, own_sigmas=False, dtype=dtype)
 
     def positions(
         self, geometry: "Geometry", text_length: int, *, device: "torch.device", dtype: "torch.dtype"
@@ -344,10 +307,6 @@ class Klein(Family):
     def packed(self, latent: "torch.Tensor") -> "torch.Tensor":
         """[B, S, C]."""
         return latent.flatten(2).transpose(1, 2)
-
-    def image_size(self, *, height: int, width: int) -> dict[str, int]:
-        """Height and width."""
-        return {"height": height, "width": width}
 
 
 KLEIN = Klein(

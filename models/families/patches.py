@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from secondcast.models.families.family import LATENTS_PER_SIDE as _PATCH
 from secondcast.models.families.reads_t5 import ReadsT5
 from secondcast.storage_schemas.errors import TeacherError
 
@@ -10,9 +11,6 @@ if TYPE_CHECKING:
     import torch
 
     from secondcast.models.geometry import Geometry
-
-# Latents per side of an image token: of all published models.
-_PATCH = 2
 
 
 class PatchedLatents(ReadsT5):
@@ -29,14 +27,6 @@ class PatchedLatents(ReadsT5):
     def latent_channels(self, config: Mapping[str, Any]) -> int:
         """C: the channels of a patch."""
         return int(config["in_channels"]) * int(config["patch_size"]) ** 2
-
-    def token_px(self, vae_config: Mapping[str, Any]) -> int:
-        """The VAE halves the image in each block after the first, 2 x 2 latents make a token."""
-        return _PATCH * int(2 ** (len(vae_config["block_out_channels"]) - 1))
-
-    def token_channels(self, vae_config: Mapping[str, Any]) -> int:
-        """C: the channels of 2 x 2 latents."""
-        return int(_PATCH**2 * vae_config["latent_channels"])
 
     def unpacked(self, latent_BSC: "torch.Tensor", geometry: "Geometry") -> "torch.Tensor":
         """[B, channels, height, width] in latents."""

@@ -20,6 +20,13 @@ def supported_models() -> str:
     return f"this version supports {models}, and models with their layout"
 
 
+def usual_students() -> str:
+    """The usual student of each family, for messages and help."""
+    first = FAMILIES[0].student
+    others = [f"{family.student} for {family.title}" for family in FAMILIES if family.student != first]
+    return ", or ".join([first, *others])
+
+
 def family_named(name: str) -> Family:
     """A family by its name in a manifest; TeacherError for one that this version does not know."""
     for family in FAMILIES:

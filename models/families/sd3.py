@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import CLIP_ROWS, Conditioning, ConditioningEncoder
 from secondcast.models.families.family import POOLED, Part, Role
+from secondcast.models.families.flow_match import check_repeatable
 from secondcast.models.families.patches import PatchedLatents
 from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema import derivation
-from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import ConditioningArray, ScheduleName
 
 if TYPE_CHECKING:
@@ -98,10 +97,7 @@ class StableDiffusion3(PatchedLatents):
         from secondcast.models.schedule import Schedule
 
         self.check_schedule_name(name)
-        if scheduler_config.get("stochastic_sampling", False):
-            raise TeacherError(
-                "the scheduler has stochastic_sampling = true, expected false: its steps are not repeatable"
-            )
+        check_repeatable(scheduler_config)
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
         moved: dict[str, float] = {}
         if scheduler.config.get("use_dynamic_shifting"):
@@ -120,10 +116,6 @@ class StableDiffusion3(PatchedLatents):
         import torch
 
         return torch.float32
-
-    def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
-        """x_k - sigma_k v_k, of the conditional prediction."""
-        return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
 
     def call(
         self,
@@ -233,10 +225,6 @@ class StableDiffusion3(PatchedLatents):
                 max_sequence_length=text_length,
             )[0]  # fmt: skip
         return rows_BTD[:, -text_length:], ids_BT
-
-    def image_size(self, *, height: int, width: int) -> dict[str, int]:
-        """Height and width."""
-        return {"height": height, "width": width}
 
 
 def _text_rows(conditioning: Conditioning, embedding_BTD: "torch.Tensor") -> "torch.Tensor":

@@ -175,7 +175,9 @@ def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] 
 
 def vocabulary(student: Student) -> int:
     """Number of token ids that a student knows."""
-    return len(student.get_input_embeddings().get_parameter("weight"))
+    # Not the rows of the token embedding, which a quantized student holds in another form.
+    config = student.config.encoder_config if isinstance(student, EncoderStudent) else student.config.to_dict()
+    return int(config["vocab_size"])
 
 
 def check_fits(

@@ -16,6 +16,7 @@ from secondcast.models.student.student import load_student
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.run.export import export
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, STEPS, build_recorded, make_student
 from tests.models.student.encoders import make_encoder_folder, rewrite_config
@@ -64,6 +65,14 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
         "closed loop, 2 trajectories sampled with teacher: error of the final latent 0.00 %, all pictures identical"
         in said
     )
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_export_is_evaluated(tmp_path, student, recorded, dev_teacher, kind, capsys):
+    export(student, tmp_path / kind, quantize=kind)
+    words = ["evaluate", "score", tmp_path / kind, "--cache", recorded, "--backbone", dev_teacher, "--device", "cpu"]
+    code, said, _ = secondcast(*words, "--batch-size", ROWS, "--closed-loop", 0, "--json", "--quiet", capsys=capsys)
+    assert code == 0 and json.loads(said)["cache"]["open_loop"]["overall"]["error_fraction"] > 0
 
 
 @pytest.mark.thorough

@@ -115,5 +115,5 @@ def test_what_is_not_in_the_table_is_counted_once(monkeypatch):
     smaller = config | {"block_out_channels": [32, 32, 32, 32], "norm_num_groups": 8}
     counted._known.cache_clear()
     assert vae_parameters(smaller, FLUX) == vae_parameters(smaller, FLUX) < vae_parameters(config, FLUX) == 83_819_683
-    assert counts == [VaeConfig(config=smaller)]
+    assert counts == [VaeConfig(config=smaller, kind="AutoencoderKL")]
     counted._known.cache_clear()
