@@ -19,7 +19,7 @@ from secondcast.commands.shell.resolve import (
     resolve_teacher,
     terminal,
 )
-from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.settings.generating import GenerateOptions
 from secondcast.models.memory.limit import free_bytes
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.progress import counted
@@ -34,7 +34,7 @@ def generate(
     prompts: PromptSources,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images and index.jsonl.")],
     selection: PromptLimit = PromptLimit(),
-    asked: PictureOptions = PictureOptions(),
+    asked: GenerateOptions = GenerateOptions(),
     memory: SamplingMemory = SamplingMemory(),
     batch_size: ImageBatch = IMAGES_AT_ONCE,
     revision: Revision = None,

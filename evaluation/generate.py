@@ -7,7 +7,7 @@ import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Generator
-from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.settings.generating import GenerateOptions
 from secondcast.evaluation.settings.memory import sampling_cost, sampling_options
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
@@ -23,8 +23,9 @@ from secondcast.models.memory.streaming import check_placement
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import load_conditioning_encoder
-from secondcast.storage_schemas.io.digests import digest
-from secondcast.storage_schemas.progress import Progress, size_text
+from secondcast.models.weights.lora import Lora
+from secondcast.storage_schemas.io.digests import digest, weight_sha256
+from secondcast.storage_schemas.progress import Progress, counted, size_text
 from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT
 
 # Of the free host memory, for embeddings that wait for the transformer.
@@ -36,7 +37,7 @@ def generate(
     teacher: TeacherFolder,
     prompts: Sequence[str],
     folder: Path,
-    asked: PictureOptions,
+    asked: GenerateOptions,
     *,
     batch_size: int,
     device: torch.device,
@@ -56,7 +57,11 @@ def generate(
     text_device = device
     if student == TEACHER and device.type == "cuda" and memory_bytes is not None:
         text_device = _text_device(teacher, device, memory_bytes, progress)
-    encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device)
+    encoder = open_text_encoder(
+        student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device,
+        quantize=asked.quantize_text_encoder,
+    )  # fmt: skip
+    lora = None if asked.lora is None else Lora.read(asked.lora, teacher.family, asked.lora_scale)
     settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
     texts, pooled_varies = list(prompts), settings.pooled == "clip"
     guided = teacher.family.guidance_rule == "cfg"
@@ -67,6 +72,8 @@ def generate(
     missing = pictures.missing
     if not missing:
         return 0
+    if lora is not None and lora.others:
+        progress.say(f"--lora: {counted(lora.others, 'tensor')} for other parts than the transformer are not used")
     batches = [
         range(first, min(first + batch_size, len(texts)))
         for first in sorted({number // batch_size * batch_size for number in missing})
@@ -78,7 +85,7 @@ def generate(
                 teacher, resolution=None, height=settings.height, width=settings.width,
                 text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
                 dtype=dtype, device=device, options=options, batch_rows=batch_size,
-                pooled_varies=pooled_varies,
+                pooled_varies=pooled_varies, lora=lora,
             )  # fmt: skip
             beside = load_conditioning_encoder(teacher, dtype=dtype, device=device) if pooled_varies else None
             negative = embeddings.negative(beside) if guided else None
@@ -192,7 +199,7 @@ def _passes(batches: Sequence[range], encoder: TextEncoder) -> Iterator[Sequence
         yield batches[first : first + count]
 
 
-def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
+def _settings(asked: GenerateOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
     geometry = teacher.geometry(asked)
     pooled = teacher.family.pooled_choice(asked.pooled)
     teacher.family.check_guidance([asked.guidance])
@@ -212,4 +219,5 @@ def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, te
         dtype=asked.dtype,
         pooled=pooled,
         quantize=asked.quantize,
+        lora=None if asked.lora is None else (weight_sha256(asked.lora), asked.lora_scale),
     )

@@ -18,6 +18,7 @@ from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.pipeline_inputs import ImageSize
+from secondcast.models.weights.lora import Lora
 from secondcast.storage_schemas.progress import Bar
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.prompts import prompt_id
@@ -70,6 +71,7 @@ class Generator:
         options: MemoryOptions = PLAIN,
         batch_rows: int | None = None,
         pooled_varies: bool = False,
+        lora: Lora | None = None,
     ) -> "Generator":
         """Load transformer, scheduler and VAE of a teacher, without its text encoder.
 
@@ -77,6 +79,7 @@ class Generator:
         text_length: default: the teacher's, which its tokenizer states.
         batch_rows: usual number of rows per call, for a modulation table; None: without a table.
         pooled_varies: whether pooled vectors will be given.
+        lora: of the transformer.
         """
         geometry = teacher.geometry(ImageSize(resolution=resolution, height=height, width=width))
         schedule = teacher.family.schedule(
@@ -96,6 +99,7 @@ class Generator:
             options=options,
             conditions=conditions,
             pooled_varies=pooled_varies,
+            lora=lora,
         )
         return cls(
             backbone=backbone,

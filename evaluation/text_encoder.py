@@ -12,6 +12,8 @@ from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
 from secondcast.models.families.encoders.interface import text_mask
 from secondcast.models.families.family import TEXT_MASK, Family, Role
 from secondcast.models.memory.meta_run import parameter_count
+from secondcast.models.memory.options import TextQuantization
+from secondcast.models.memory.quantized import check_quantizer, quantize_text_encoder
 from secondcast.models.student.folder import INITIAL_FILE, config_of, weight_bytes
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
@@ -99,20 +101,29 @@ def teacher_parts(student: str, pooled: Pooled | None = None) -> tuple[Role, ...
 
 
 def open_text_encoder(
-    student: str, teacher: TeacherFolder, *, text_length: int | None, dtype: torch.dtype, device: torch.device
+    student: str,
+    teacher: TeacherFolder,
+    *,
+    text_length: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: TextQuantization | None = None,
 ) -> TextEncoder:
     """Load the student of a run folder or an export with its training text length, or `teacher`.
 
-    text_length: for the teacher only; default: its own.
+    text_length, quantize: for the teacher only; default: its own length, and its weights as they are.
     Raises StudentError, TeacherError, SettingsError.
     """
     family = teacher.family
     width = family.text_width(teacher.config("transformer"))
     if student == TEACHER:
         # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
-        loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
+        loaded = cache(lambda: _teachers_encoder(teacher, dtype, device, quantize))
         length = teacher.checked_text_length(text_length)
         weights = digest(teacher.weight_hashes("large_text_encoder"))
+        if quantize is not None:
+            check_quantizer(quantize)
+            weights = digest({"weights": weights, "quantize": quantize})
         return TextEncoder(
             token_ids=_token_ids(teacher.part("large_tokenizer"), length, family),
             text_length=length,
@@ -123,6 +134,11 @@ def open_text_encoder(
             row_bytes=length * width * dtype.itemsize,
             text_mask=_mask(family, teacher.pad_token_id),
             free=loaded.cache_clear,
+        )
+    if quantize is not None:
+        raise SettingsError(
+            f"--quantize-text-encoder is {quantize}, but {student} is a student: export it with --quantize {quantize}, "
+            f"and give the export"
         )
     folder = student_folder(Path(student))
     network = load_student(folder)
@@ -149,6 +165,15 @@ def open_text_encoder(
         weight_bytes=weight_bytes(folder),
         text_mask=_mask(family, network.config.pad_token_id),
     )
+
+
+def _teachers_encoder(
+    teacher: TeacherFolder, dtype: torch.dtype, device: torch.device, quantize: TextQuantization | None
+) -> TeacherTextEncoder:
+    encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
+    if quantize is not None:
+        quantize_text_encoder(encoder.model, quantize)
+    return encoder
 
 
 def _mask(family: Family, pad_token_id: int | None) -> Callable[[torch.Tensor], torch.Tensor] | None:

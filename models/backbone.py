@@ -26,6 +26,7 @@ from secondcast.models.memory.streaming import stream_blocks
 from secondcast.models.teacher.configs import family_of_folder
 from secondcast.models.teacher.folder import part_source
 from secondcast.models.weights.checked_loading import load_checked
+from secondcast.models.weights.lora import Lora
 from secondcast.models.weights.part_loading import load_part
 from secondcast.storage_schemas.errors import SettingsError
 
@@ -71,6 +72,7 @@ class Backbone:
         conditions: Conditions | None = None,
         pooled_varies: bool = False,
         blocks: int | None = None,
+        lora: Lora | None = None,
     ) -> Self:
         """Load `folder`/transformer and nothing else.
 
@@ -81,11 +83,15 @@ class Backbone:
         pooled_varies: whether each prompt has its own pooled vector, so that the host may compute the modulation
             vectors (see takes_host).
         blocks: of the transformer, only its first blocks and what precedes them, for `streams`; None: all of it.
+        lora: merged into the weights, before they are quantized.
         """
         check_quantizer(options.quantize)
         family = family_of_folder(folder)
+        transformer = _read(folder, family, dtype, blocks)
+        if lora is not None:
+            lora.merge_into(transformer)
         return cls.holding(
-            _read(folder, family, dtype, blocks),
+            transformer,
             geometry,
             family=family,
             text_length=text_length,

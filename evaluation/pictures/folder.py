@@ -27,6 +27,7 @@ class PictureSettings(Flags):
 
     student, teacher: digests of the weights, for a student of all its files.
     guidance: None where the backbone takes none. pooled: the pooled text input.
+    lora: sha256 of its file, and its scale.
     """
 
     student: str
@@ -42,6 +43,7 @@ class PictureSettings(Flags):
     pooled: Pooled
     # Folders of earlier versions do not state it.
     quantize: Quantization = "none"
+    lora: tuple[str, float] | None = None
 
 
 class IndexEntry(Record):

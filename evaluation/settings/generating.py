@@ -1,16 +1,18 @@
 """The options of `secondcast generate` that affect the images."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from secondcast.models.memory.options import MEMORY
+from secondcast.models.memory.options import MEMORY, TextQuantization
 from secondcast.models.teacher.pipeline_inputs import (
     GUIDANCE,
     LARGEST_GUIDANCE,
     STEPS,
     ImageSize,
 )
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag
 from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization
 
@@ -41,3 +43,22 @@ class PictureOptions(ImageSize):
     quantize: Annotated[Quantization, Flag(group=MEMORY)] = Field(
         default="none", description="Quantize the transformer's blocks to 8 or 4 bits; the images differ slightly."
     )
+
+
+class GenerateOptions(PictureOptions):
+    """Also what changes the weights, which no plan counts."""
+
+    lora: Annotated[Path | None, Flag(group=_IMAGES, metavar="FILE")] = Field(
+        default=None, description="LoRA of the transformer (safetensors), merged into its weights."
+    )
+    lora_scale: Annotated[float, Flag(group=_IMAGES)] = Field(default=1.0, description="Scale of --lora.")
+    quantize_text_encoder: Annotated[TextQuantization | None, Flag(group=MEMORY)] = Field(
+        default=None,
+        description="Quantize the text encoder of `teacher` to 8 or 4 bits. A student is quantized by export.",
+    )
+
+    @model_validator(mode="after")
+    def _scale_has_an_effect(self) -> Self:
+        if self.lora is None and "lora_scale" in self.model_fields_set:
+            raise SettingsError("--lora-scale has no effect without --lora: remove it, or give both")
+        return self

@@ -14,7 +14,7 @@ from PIL import Image
 from secondcast.evaluation import text_encoder as encoder_module
 from secondcast.evaluation.generate import generate
 from secondcast.evaluation.pictures.folder import picture_name
-from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.settings.generating import GenerateOptions
 from secondcast.evaluation.text_encoder import teacher_parts
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.noise import draw_noise
@@ -26,7 +26,7 @@ from secondcast.storage_schemas.schema.prompts import prompt_id
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red dog on the left", "two cats", "a blue car", "a sign that says no", "three dogs"]
-ASKED = PictureOptions(steps=2, guidance=3.5, seed=7, dtype="float32")
+ASKED = GenerateOptions(steps=2, guidance=3.5, seed=7, dtype="float32")
 
 
 def make_student(
@@ -137,8 +137,9 @@ def test_with_pooled_clip_it_is_the_whole_pipeline_called_with_the_prompts(stude
     assert np.array_equal(read_pictures(tmp_path / "out", (0, 1)), expected)
 
 
-def pipeline_with(student: Path, teacher: Path) -> FluxPipeline:
-    pipeline = FluxPipeline.from_pretrained(teacher, text_encoder_2=load_student(student), torch_dtype=torch.float32)
+def pipeline_with(student: Path | None, teacher: Path) -> FluxPipeline:
+    encoder = None if student is None else load_student(student)
+    pipeline = FluxPipeline.from_pretrained(teacher, text_encoder_2=encoder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

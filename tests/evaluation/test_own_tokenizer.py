@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from secondcast.evaluation.generate import generate
 from secondcast.evaluation.pocket_scores import score_encoders
 from secondcast.evaluation.sampling import Generator
-from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.settings.generating import GenerateOptions
 from secondcast.evaluation.text_encoder import open_text_encoder, teacher_and_students, teacher_parts
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
@@ -27,7 +27,7 @@ from tests.models.student.encoders import make_encoder_folder, rewrite_config
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red dog on the left", "two cats"]
-ASKED = PictureOptions(steps=2, guidance=3.5, seed=7, dtype="float32")
+ASKED = GenerateOptions(steps=2, guidance=3.5, seed=7, dtype="float32")
 
 
 def make_student(folder: Path, teacher: Path, family: str) -> Path:
