@@ -21,6 +21,7 @@ from secondcast.commands.shell.resolve import (
 )
 from secondcast.evaluation.settings.generating import GenerateOptions
 from secondcast.models.memory.limit import free_bytes
+from secondcast.models.memory.optional_packages import show_peft
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.progress import counted
 
@@ -52,6 +53,8 @@ def generate(
     from secondcast.cache_builder.prompts.files import read_prompts
 
     texts = [text.text for text in read_prompts(prompts, limit=selection.limit).texts]
+    if asked.lora is not None:
+        show_peft()
     torch_device = quiet_device(device)
     from secondcast.evaluation.generate import generate as run_generate
     from secondcast.evaluation.text_encoder import teacher_parts

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torch.nn import functional
 from transformers import T5EncoderModel
 
@@ -51,7 +52,10 @@ def palette(*, scoring: bool) -> Iterator[None]:
 
 
 def train_lora(place: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Fine-tune, fuse, and write `place`/teacher, a FluxPipeline folder whose other parts are the pocket's."""
+    """Fine-tune, write `place`/pytorch_lora_weights.safetensors, fuse, and write the pipeline `place`/teacher.
+
+    Its other parts are the pocket's.
+    """
     parts = {name: str(TEACHER_FOLDER / name) for name in ("vae", "text_encoder_2", "transformer")}
     vae = AutoencoderKL.from_pretrained(parts["vae"]).float()
     encoder = T5EncoderModel.from_pretrained(parts["text_encoder_2"]).float().eval()
@@ -62,6 +66,7 @@ def train_lora(place: Path, steps: int, seed: int) -> dict[str, Any]:
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     losses = _fit(transformer, trained, examples, steps, seed)
+    FluxPipeline.save_lora_weights(place, transformer_lora_layers=get_peft_model_state_dict(transformer))
     transformer.fuse_lora()
     transformer.unload_lora()
     _save(transformer, place / "teacher")

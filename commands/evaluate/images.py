@@ -11,7 +11,7 @@ from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_notice, print_table
 from secondcast.commands.shell.flags import is_given
 from secondcast.commands.shell.resolve import Device, Json, Quiet, quiet_device, terminal
-from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL, FeaturesName, OcrName
+from secondcast.evaluation.settings.networks import Networks
 from secondcast.storage_schemas.errors import PromptsError, SettingsError
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def evaluate_images(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics to compute: some of clip-score,fid,vqa,text. Default: all; fid (with kid) needs --reference."
+            help="Metrics to compute: some of clip-score,fid,vqa,text,pocket. Default: all but pocket; fid (with kid) needs "
+            "--reference."
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,
@@ -39,16 +40,7 @@ def evaluate_images(
             metavar="SOURCE", help="Prompts of the images, as for build, with optional columns file, text, phrases."
         ),
     ] = None,
-    clip_model: Annotated[str, typer.Option(help="Folder or hub name of the CLIP model.")] = CLIP_MODEL,
-    vqa_model: Annotated[str, typer.Option(help="Folder or hub name of the BLIP-VQA model.")] = VQA_MODEL,
-    ocr: Annotated[OcrName, typer.Option(help="OCR engine that reads text in pictures.")] = "rapidocr",
-    ocr_model: Annotated[str, typer.Option(help="Folder or hub name of the TrOCR model.")] = OCR_MODEL,
-    fid_features: Annotated[
-        FeaturesName, typer.Option(help="Features for fid: inception, or clip (FID-CLIP, without torchvision).")
-    ] = "inception",
-    fid_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Local file with Inception's weights.")
-    ] = None,
+    networks: Networks = Networks(),
     batch_size: Annotated[int, typer.Option(min=1, help="Number of pictures scored at once.")] = 16,
     device: Device = "auto",
     as_json: Json = False,
@@ -63,20 +55,16 @@ def evaluate_images(
     given = [name for name in _OF_METRICS if is_given(context, name)]
     for flag, wanted in _OF_METRICS.items():
         refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
-    _refuse_other_networks(given, names, ocr, fid_features)
+    _refuse_other_networks(given, names, networks)
     progress = terminal(quiet)
     pictures = _read_folders(folders, prompts, progress)
     from secondcast.evaluation.image_metrics.pictures import read_pictures
 
     compared = [] if reference is None else read_pictures(reference)
     torch_device = quiet_device(device)
-    from secondcast.evaluation.image_metrics.chosen import Networks, metric_of
+    from secondcast.evaluation.image_metrics.chosen import metric_of
     from secondcast.evaluation.image_metrics.scoring import score_folders
 
-    networks = Networks(
-        clip_model=clip_model, vqa_model=vqa_model, ocr=ocr, ocr_model=ocr_model, fid_features=fid_features,
-        fid_weights=fid_weights,
-    )  # fmt: skip
     chosen = (metric_of(name, networks, compared, batch_size=batch_size, device=torch_device) for name in names)
     with told_when_interrupted(lambda: "nothing is kept, and the same command starts over"):
         report = score_folders(chosen, pictures, progress)
@@ -126,17 +114,17 @@ def _picture_texts(given: str) -> "list[PictureText]":
     return texts
 
 
-def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", ocr: str, fid_features: str) -> None:
-    by_clip = "clip-score" in names or fid_features == "clip"
+def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", networks: Networks) -> None:
+    by_clip = "clip-score" in names or networks.fid_features == "clip"
     refuse_idle(given, ("clip_model",), "clip-score in --metrics or --fid-features clip", there=by_clip)
-    refuse_idle(given, ("ocr_model",), "--ocr trocr", there=ocr == "trocr")
-    refuse_idle(given, ("fid_weights",), "--fid-features inception", there=fid_features == "inception")
+    refuse_idle(given, ("ocr_model",), "--ocr trocr", there=networks.ocr == "trocr")
+    refuse_idle(given, ("fid_weights",), "--fid-features inception", there=networks.fid_features == "inception")
 
 
 def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName]":
-    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text")
+    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text", "pocket")
     if asked is None:
-        return [name for name in known if name != "fid" or reference is not None]
+        return [name for name in known if name != "pocket" and (name != "fid" or reference is not None)]
     words = {word.strip() for word in asked.split(",")} - {""}
     if unknown := sorted(words - set(known)):
         raise SettingsError(f"--metrics has {unknown[0]!r}, expected some of {','.join(known)}")

@@ -1,30 +1,17 @@
 """Creates metrics by name with the selected networks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from secondcast.evaluation.image_metrics.clip_score import ClipScore
 from secondcast.evaluation.image_metrics.fid import ClipFeatures, Fid, InceptionFeatures
 from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
-from secondcast.evaluation.image_metrics.published import FeaturesName, OcrName
 from secondcast.evaluation.image_metrics.recognisers import RapidOcr, Recogniser, Tesseract, TrOcr
 from secondcast.evaluation.image_metrics.text_rendering import TextRendering
 from secondcast.evaluation.image_metrics.vqa import AttributeBinding
-
-
-@dataclass(frozen=True, kw_only=True)
-class Networks:
-    """The scoring networks: folders or hub names. fid_weights: Inception's file; None: torch-fidelity downloads it."""
-
-    clip_model: str
-    vqa_model: str
-    ocr: OcrName
-    ocr_model: str
-    fid_features: FeaturesName
-    fid_weights: Path | None
+from secondcast.evaluation.image_metrics.pocket import PocketScores
+from secondcast.evaluation.settings.networks import Networks
 
 
 def metric_of(
@@ -38,6 +25,8 @@ def metric_of(
             return AttributeBinding(networks.vqa_model, batch_size=batch_size, device=device)
         case "text":
             return TextRendering(_recogniser(networks, device), batch_size=batch_size)
+        case "pocket":
+            return PocketScores()
         case "fid":
             features = (
                 ClipFeatures(networks.clip_model, device=device)

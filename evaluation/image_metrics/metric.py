@@ -12,7 +12,7 @@ from secondcast.evaluation.intervals import bootstrap
 from secondcast.storage_schemas.errors import ImagesError, PromptsError
 from secondcast.storage_schemas.progress import Progress
 
-MetricName = Literal["clip-score", "fid", "vqa", "text"]
+MetricName = Literal["clip-score", "fid", "vqa", "text", "pocket"]
 Interval = Literal["bootstrap", "wilson", "none"]
 
 _Item = TypeVar("_Item")

@@ -16,8 +16,8 @@ from PIL import Image
 
 from secondcast.evaluation.image_metrics.clip_score import clip_pixels
 from secondcast.evaluation.image_metrics.metric import Needs, Picture
-from secondcast.evaluation.image_metrics.published import OcrName
 from secondcast.evaluation.image_metrics.weights import WantedWeights
+from secondcast.evaluation.settings.networks import OcrName
 from secondcast.storage_schemas.errors import MissingExtraError
 
 _MOST_NEW_TOKENS = 64

@@ -1,7 +1,7 @@
 """Packages that diffusers and transformers import whenever they are installed: quantizers and peft.
 
 Importing them takes seconds, and on some processors bitsandbytes prints a warning about its kernels. The command line
-hides them until weights are quantized; a program that imports secondcast is not affected.
+hides them until weights are quantized, or a LoRA is read; a program that imports secondcast is not affected.
 """
 
 import sys
@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 QUANTIZERS = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 """The package for each kind of quantized weights."""
-_HIDDEN = (*dict.fromkeys(QUANTIZERS.values()), "peft")
+_PEFT = "peft"
+_HIDDEN = (*dict.fromkeys(QUANTIZERS.values()), _PEFT)
 _hidden_now: set[str] = set()
 
 
@@ -33,6 +34,11 @@ def hidden_packages() -> Iterator[None]:
 def show_quantizer(kind: str) -> None:
     """Make the package of a kind of weights importable again."""
     _show(QUANTIZERS[kind])
+
+
+def show_peft() -> None:
+    """Make peft importable again, before diffusers is imported, which looks for it once."""
+    _show(_PEFT)
 
 
 def _show(package: str) -> None:

@@ -40,10 +40,8 @@ class Lora:
         pipeline = getattr(diffusers, family.pipeline)
         if not hasattr(pipeline, "load_lora_into_transformer"):
             raise SettingsError(f"--lora is given, but diffusers' {family.pipeline} does not load LoRAs: omit it")
-        try:
-            import peft  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("--lora needs peft, which is not installed: pip install peft") from error
+        if not diffusers.utils.USE_PEFT_BACKEND:
+            raise MissingExtraError("--lora needs peft, which is not installed: pip install 'secondcast[lora]'")
         try:
             tensors = load_file(file)
         except (OSError, SafetensorError) as error:
