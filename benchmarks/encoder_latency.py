@@ -23,7 +23,7 @@ from secondcast.check.random_weights import random_text_encoder
 from secondcast.models.cost.shapes import STUDENT_SIZES
 from secondcast.models.families.family import Family
 from secondcast.models.memory.options import TextQuantization
-from secondcast.models.memory.quantized import quantize_text_encoder
+from secondcast.models.memory.quantized import held_bytes, quantize_text_encoder
 from secondcast.models.student.quantizing import quantized
 from secondcast.models.student.student import Student, new_student
 from secondcast.models.student.student_network import SecondcastStudent
@@ -82,19 +82,6 @@ def seconds_per_prompt(encode: Encode, text_length: int, runs: int) -> float:
         encode(ids_1T)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken[1:])
-
-
-def held_bytes(network: torch.nn.Module) -> int:
-    """Bytes of all tensors of a network, of quantized ones as they are held."""
-    return sum(_bytes(tensor) for tensor in (*network.parameters(), *network.buffers()))
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    # torchao's tensors have the shape and the dtype of what they stand for; bitsandbytes has scales beside the codes.
-    if hasattr(tensor, "__tensor_flatten__"):
-        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-    scales = getattr(tensor, "quant_state", None)
-    return tensor.nbytes + (0 if scales is None else scales.absmax.nbytes)
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Generator
-from secondcast.evaluation.settings.generating import GenerateOptions
+from secondcast.evaluation.settings.generating import TEACHER, GenerateOptions
 from secondcast.evaluation.settings.memory import sampling_cost, sampling_options
-from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
+from secondcast.evaluation.text_encoder import TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.cost.placement import place
 from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder

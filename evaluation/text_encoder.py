@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
+from secondcast.evaluation.settings.generating import TEACHER
 from secondcast.models.families.encoders.interface import text_mask
 from secondcast.models.families.family import TEXT_MASK, Family, Role
 from secondcast.models.memory.meta_run import parameter_count
@@ -22,9 +23,6 @@ from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled
-
-TEACHER = "teacher"
-"""The name of the teacher's own text encoder; a folder with that name is ./teacher."""
 
 PICTURE_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")

@@ -19,6 +19,7 @@ from secondcast.commands.evaluate.cache import (
     told_when_interrupted,
 )
 from secondcast.commands.evaluate.images import evaluate_images
+from secondcast.commands.evaluate.paper import evaluate_paper
 from secondcast.commands.evaluate.table import evaluate_table
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_table
@@ -115,6 +116,7 @@ def evaluate_score(
 add_command(evaluate_app, evaluate_score, "score")
 add_command(evaluate_app, evaluate_images, "images")
 add_command(evaluate_app, evaluate_table, "table")
+add_command(evaluate_app, evaluate_paper, "paper")
 
 
 def _summary(evaluation: "Evaluation") -> dict[str, Any]:

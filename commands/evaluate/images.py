@@ -29,8 +29,8 @@ def evaluate_images(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics to compute: some of clip-score,fid,vqa,text,pocket. Default: all but pocket; fid (with kid) needs "
-            "--reference."
+            help="Metrics to compute: some of clip-score,fid,vqa,text,pocket. Default: all but pocket; fid (with kid) "
+            "needs --reference."
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,
@@ -88,7 +88,7 @@ def _read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progr
     """The pictures of each folder; reports how pictures and prompts were paired where names do not tell."""
     from secondcast.evaluation.image_metrics.pictures import paired_by_order, pairing_lines, read_pictures
 
-    texts = None if prompts is None else _picture_texts(prompts)
+    texts = None if prompts is None else picture_texts(prompts)
     pictures = {str(folder): read_pictures(folder, texts) for folder in folders}
     for folder in folders:
         if paired_by_order(folder, texts):
@@ -97,7 +97,7 @@ def _read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progr
     return pictures
 
 
-def _picture_texts(given: str) -> "list[PictureText]":
+def picture_texts(given: str) -> "list[PictureText]":
     """Every prompt of a source, including repeated ones: each belongs to a picture."""
     from secondcast.cache_builder.prompts.rows import plain_rows
     from secondcast.evaluation.image_metrics.pictures import picture_text

@@ -77,13 +77,13 @@ def _encoders(
     """Names of rows and their text encoders, loaded lazily."""
     import torch
 
+    from secondcast.evaluation.settings.generating import TEACHER
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS, student_row, teacher_row
-    from secondcast.evaluation.text_encoder import TEACHER
 
-    yield TEACHER, [teacher_row(teacher, quantized_baseline=False, dtype=torch.float32, device=device)]
+    yield TEACHER, [teacher_row(teacher, dtype=torch.float32, device=device)]
     if quantized_baseline:
         try:
-            yield EIGHT_BITS, [teacher_row(teacher, quantized_baseline=True, dtype=torch.float32, device=device)]
+            yield EIGHT_BITS, [teacher_row(teacher, quantize="int8", dtype=torch.float32, device=device)]
         except MissingExtraError as error:
             say(f"skipping the row {EIGHT_BITS!r}: {error}")
     for name, places in groups.items():
@@ -105,14 +105,14 @@ def _scored(
 
 def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: OutputFolder, device: str) -> None:
     """Write SCORE_FILES."""
+    from secondcast.evaluation.settings.generating import TEACHER
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS
     from secondcast.evaluation.tables.plots import plot_embeddings, plot_scaling
     from secondcast.evaluation.tables.table import markdown
-    from secondcast.evaluation.text_encoder import TEACHER
 
     folder.write("table.md", markdown(table).encode())
     folder.write("table.json", (table.model_dump_json(indent=1) + "\n").encode())
-    folder.write("scaling.png", plot_scaling(table, baselines=(TEACHER, EIGHT_BITS)))
+    folder.write("scaling.png", plot_scaling(table.rows, baselines=(TEACHER, EIGHT_BITS)))
     folder.write("embeddings.png", plot_embeddings(_embeddings(groups, table, device)))
 
 
@@ -120,13 +120,13 @@ def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: st
     torch_device = quiet_device(device)
     import torch
 
+    from secondcast.evaluation.settings.generating import TEACHER
     from secondcast.evaluation.tables.encoder_rows import student_row, teacher_row
-    from secondcast.evaluation.text_encoder import TEACHER
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.pocket.world import captions
 
     teacher = resolve_teacher(POCKET, BUILD_PARTS)
     texts = captions(min(table.captions, 192), seed=table.seed, split="heldout")
-    encoders = {TEACHER: teacher_row(teacher, quantized_baseline=False, dtype=torch.float32, device=torch_device)}
+    encoders = {TEACHER: teacher_row(teacher, dtype=torch.float32, device=torch_device)}
     encoders |= {name: student_row(name, places[0], teacher, device=torch_device) for name, places in groups.items()}
     return {name: encoder.embeddings(texts, torch_device) for name, encoder in encoders.items()}

@@ -7,10 +7,10 @@ import torch
 from secondcast.evaluation.image_metrics.clip_score import ClipScore
 from secondcast.evaluation.image_metrics.fid import ClipFeatures, Fid, InceptionFeatures
 from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
+from secondcast.evaluation.image_metrics.pocket import PocketScores
 from secondcast.evaluation.image_metrics.recognisers import RapidOcr, Recogniser, Tesseract, TrOcr
 from secondcast.evaluation.image_metrics.text_rendering import TextRendering
 from secondcast.evaluation.image_metrics.vqa import AttributeBinding
-from secondcast.evaluation.image_metrics.pocket import PocketScores
 from secondcast.evaluation.settings.networks import Networks
 
 

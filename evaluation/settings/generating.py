@@ -16,6 +16,8 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag
 from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization
 
+TEACHER = "teacher"
+"""The name of the teacher's own text encoder; a folder with that name is ./teacher."""
 _IMAGES = "Images"
 
 

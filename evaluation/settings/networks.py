@@ -21,9 +21,7 @@ class Networks(Flags):
     # T2I-CompBench's weights, converted for transformers.
     vqa_model: str = Field(default="Salesforce/blip-vqa-base", description="Folder or hub name of the BLIP-VQA model.")
     ocr: OcrName = Field(default="rapidocr", description="OCR engine that reads text in pictures.")
-    ocr_model: str = Field(
-        default="microsoft/trocr-base-printed", description="Folder or hub name of the TrOCR model."
-    )
+    ocr_model: str = Field(default="microsoft/trocr-base-printed", description="Folder or hub name of the TrOCR model.")
     fid_features: FeaturesName = Field(
         default="inception", description="Features for fid: inception, or clip (FID-CLIP, without torchvision)."
     )

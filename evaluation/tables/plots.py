@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from secondcast.evaluation.tables.table import Table, millions
+from secondcast.evaluation.tables.table import Row, millions
 from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.fields import Array
 
@@ -31,19 +31,19 @@ def check_plotting() -> None:
         ) from error
 
 
-def plot_scaling(table: Table, *, baselines: Sequence[str] = ()) -> bytes:
+def plot_scaling(table_rows: Sequence[Row], *, baselines: Sequence[str] = ()) -> bytes:
     """Score against parameters, a panel for each dimension; rows named in `baselines` are horizontal lines.
 
     The paper's scaling figure: students as points with 95 % intervals, the teacher above them.
     """
-    dimensions = table.dimensions
+    dimensions = list(table_rows[0].cells)
     rows = -(-len(dimensions) // _COLUMNS)
     figure, panels = _figure(rows, min(_COLUMNS, len(dimensions)))
-    sizes = [row.parameters for row in table.rows if row.name not in baselines]
+    sizes = [row.parameters for row in table_rows if row.name not in baselines]
     places, ticks = beside(sizes), sorted(set(sizes))
     for panel, dimension in zip(panels, dimensions, strict=False):
         place = iter(places)
-        for number, row in enumerate(table.rows):
+        for number, row in enumerate(table_rows):
             cell, colour = row.cells[dimension], f"C{number}"
             if row.name in baselines:
                 # The first line is thicker, so that both of two overlapping lines are visible.
@@ -55,7 +55,9 @@ def plot_scaling(table: Table, *, baselines: Sequence[str] = ()) -> bytes:
                 next(place), cell.mean, yerr=[[below], [above]], fmt=_MARKS[number % len(_MARKS)], color=colour,
                 alpha=_ALPHA, capsize=3, label=row.name,
             )  # fmt: skip
-        panel.set(title=dimension, xscale="log", ylim=(-0.05, 1.05), xlim=(ticks[0] / 1.5, ticks[-1] * 1.5))
+        if all(row.cells[dimension].low >= 0 and row.cells[dimension].high <= 1 for row in table_rows):
+            panel.set_ylim(-0.05, 1.05)
+        panel.set(title=dimension, xscale="log", xlim=(ticks[0] / 1.5, ticks[-1] * 1.5))
         panel.minorticks_off()
         panel.set_xticks(ticks, labels=[millions(size) for size in ticks], fontsize=7)
     for panel in panels[len(dimensions) :]:

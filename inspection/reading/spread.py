@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 
 from secondcast.evaluation.open_loop import RecordedSteps
 from secondcast.evaluation.replaying import filled_batches
-from secondcast.evaluation.text_encoder import TEACHER, open_text_encoder
+from secondcast.evaluation.settings.generating import TEACHER
+from secondcast.evaluation.text_encoder import open_text_encoder
 from secondcast.models.backbone import Backbone
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder, check_recorded_weights

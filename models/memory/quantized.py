@@ -74,6 +74,19 @@ def quantize_text_encoder(model: torch.nn.Module, kind: TextQuantization = "int8
             model.set_submodule(name, _in_four_bits(linear))
 
 
+def held_bytes(network: torch.nn.Module) -> int:
+    """Bytes in memory of all tensors of a network, quantized or not."""
+    return sum(_bytes(tensor) for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    # torchao's tensors have the shape and the dtype of what they stand for; bitsandbytes has scales beside the codes.
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    scales = getattr(tensor, "quant_state", None)
+    return tensor.nbytes + (0 if scales is None else scales.absmax.nbytes)
+
+
 def _linears(block: torch.nn.Module, modulation: tuple[str, ...]) -> Iterator[tuple[str, torch.nn.Linear]]:
     for name, module in list(block.named_modules()):
         if isinstance(module, torch.nn.Linear) and not name.endswith(modulation):

@@ -54,8 +54,8 @@ class Lora:
         weights = {name: tensor for name, tensor in read.items() if name.startswith(_PREFIX)}
         if not weights:
             raise SettingsError(
-                f"--lora {file} has no weights of the transformer of {family.pipeline}, but {next(iter(tensors), None)}: "
-                f"expected a LoRA of this model"
+                f"--lora {file} has no weights of the transformer of {family.pipeline}, but "
+                f"{next(iter(tensors), 'nothing')}: expected a LoRA of this model"
             )
         return cls(
             file=file, pipeline=family.pipeline, weights=weights, alphas=alphas or None,
@@ -69,7 +69,11 @@ class Lora:
         alphas = {"network_alphas": self.alphas} if _takes_alphas(pipeline) else {}
         try:
             _quietly(
-                pipeline.load_lora_into_transformer, self.weights, transformer=transformer, adapter_name="lora", **alphas
+                pipeline.load_lora_into_transformer,
+                self.weights,
+                transformer=transformer,
+                adapter_name="lora",
+                **alphas,
             )
         # peft and diffusers raise several kinds for names and shapes that do not fit.
         except (RuntimeError, ValueError, KeyError) as error:

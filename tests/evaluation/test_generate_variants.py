@@ -59,9 +59,7 @@ def test_the_teachers_text_encoder_is_quantized_as_a_user_would_do_it(dev_teache
     pipeline = pipeline_with(None, dev_teacher)
     pipeline.text_encoder_2 = encoder
     embedding, _, _ = pipeline.encode_prompt(PROMPTS[2:4], None, max_sequence_length=12)
-    expected = pipeline_images(
-        pipeline, PROMPTS[2:4], prompt_embeds=embedding, pooled_prompt_embeds=torch.zeros(2, 8)
-    )
+    expected = pipeline_images(pipeline, PROMPTS[2:4], prompt_embeds=embedding, pooled_prompt_embeds=torch.zeros(2, 8))
     found = [np.asarray(image) for _, image in sorted(_images(tmp_path / "out").items())]
     assert np.array_equal(np.stack(found), expected)
     with pytest.raises(SettingsMismatchError, match="out has images made with student = "):
