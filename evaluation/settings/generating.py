@@ -14,6 +14,8 @@ from secondcast.models.teacher.pipeline_inputs import (
 from secondcast.storage_schemas.schema.flags import Flag
 from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization
 
+# As for the samples of a cache's prompt.
+_MOST_SAMPLES = 10_000
 _IMAGES = "Images"
 
 
@@ -25,7 +27,10 @@ class PictureOptions(ImageSize):
         default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale."
     )
     seed: Annotated[int, Flag(group=_IMAGES)] = Field(
-        default=0, ge=0, description="Seed of the noise, which is a function of seed and prompt."
+        default=0, ge=0, description="Seed of the noise, which is a function of seed, prompt and sample."
+    )
+    samples_per_prompt: Annotated[int, Flag(group=_IMAGES)] = Field(
+        default=1, ge=1, le=_MOST_SAMPLES, description="Images per prompt, each from its own noise."
     )
     text_length: int | None = Field(
         default=None,
