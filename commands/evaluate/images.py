@@ -11,7 +11,14 @@ from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_notice, print_table
 from secondcast.commands.shell.flags import is_given
 from secondcast.commands.shell.resolve import Device, Json, Quiet, quiet_device, terminal
-from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL, FeaturesName, OcrName
+from secondcast.evaluation.image_metrics.published import (
+    CLIP_MODEL,
+    COMPBENCH_CLIP_MODEL,
+    OCR_MODEL,
+    VQA_MODEL,
+    FeaturesName,
+    OcrName,
+)
 from secondcast.storage_schemas.errors import PromptsError, SettingsError
 
 if TYPE_CHECKING:
@@ -19,6 +26,14 @@ if TYPE_CHECKING:
     from secondcast.evaluation.image_metrics.pictures import PictureText
     from secondcast.evaluation.image_metrics.scoring import Report
     from secondcast.storage_schemas.progress import Progress
+
+
+ImagePrompts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE", help="Prompts of the images, as for build, with optional columns file, text, phrases, source."
+    ),
+]
 
 
 def evaluate_images(
@@ -29,18 +44,17 @@ def evaluate_images(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics to compute: some of clip-score,fid,vqa,text. Default: all; fid (with kid) needs --reference."
+            help="Metrics to compute: some of clip-score,fid,vqa,text,compbench. Default: all but compbench, which is "
+            "for T2I-CompBench's prompts; fid (with kid) needs --reference."
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="Prompts of the images, as for build, with optional columns file, text, phrases."
-        ),
-    ] = None,
+    prompts: ImagePrompts = None,
     clip_model: Annotated[str, typer.Option(help="Folder or hub name of the CLIP model.")] = CLIP_MODEL,
     vqa_model: Annotated[str, typer.Option(help="Folder or hub name of the BLIP-VQA model.")] = VQA_MODEL,
+    compbench_clip_model: Annotated[
+        str, typer.Option(help="Folder or hub name of the CLIP model for compbench.")
+    ] = COMPBENCH_CLIP_MODEL,
     ocr: Annotated[OcrName, typer.Option(help="OCR engine that reads text in pictures.")] = "rapidocr",
     ocr_model: Annotated[str, typer.Option(help="Folder or hub name of the TrOCR model.")] = OCR_MODEL,
     fid_features: Annotated[
@@ -65,7 +79,7 @@ def evaluate_images(
         refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
     _refuse_other_networks(given, names, ocr, fid_features)
     progress = terminal(quiet)
-    pictures = _read_folders(folders, prompts, progress)
+    pictures = read_folders(folders, prompts, progress)
     from secondcast.evaluation.image_metrics.pictures import read_pictures
 
     compared = [] if reference is None else read_pictures(reference)
@@ -75,7 +89,7 @@ def evaluate_images(
 
     networks = Networks(
         clip_model=clip_model, vqa_model=vqa_model, ocr=ocr, ocr_model=ocr_model, fid_features=fid_features,
-        fid_weights=fid_weights,
+        fid_weights=fid_weights, compbench_clip_model=compbench_clip_model,
     )  # fmt: skip
     chosen = (metric_of(name, networks, compared, batch_size=batch_size, device=torch_device) for name in names)
     with told_when_interrupted(lambda: "nothing is kept, and the same command starts over"):
@@ -88,7 +102,8 @@ def evaluate_images(
 _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
     "reference": ("fid",),
     "clip_model": ("clip-score", "fid"),
-    "vqa_model": ("vqa",),
+    "vqa_model": ("vqa", "compbench"),
+    "compbench_clip_model": ("compbench",),
     "ocr": ("text",),
     "ocr_model": ("text",),
     "fid_features": ("fid",),
@@ -96,7 +111,7 @@ _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
 }
 
 
-def _read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progress") -> "dict[str, list[Picture]]":
+def read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progress") -> "dict[str, list[Picture]]":
     """The pictures of each folder; reports how pictures and prompts were paired where names do not tell."""
     from secondcast.evaluation.image_metrics.pictures import paired_by_order, pairing_lines, read_pictures
 
@@ -118,7 +133,7 @@ def _picture_texts(given: str) -> "list[PictureText]":
     texts = []
     for row in plain_rows(given):
         if identity_form(row.text):
-            texts.append(picture_text(row.text, row.others, row.where))
+            texts.append(picture_text(row.text, row.others, row.where, categories=row.sources))
         elif row.others.get("file"):
             raise PromptsError(f"{row.where} names {row.others['file']} but has no prompt: add one, or remove the row")
     if not texts:
@@ -134,9 +149,9 @@ def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", 
 
 
 def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName]":
-    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text")
+    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text", "compbench")
     if asked is None:
-        return [name for name in known if name != "fid" or reference is not None]
+        return [name for name in known if name != "compbench" and (name != "fid" or reference is not None)]
     words = {word.strip() for word in asked.split(",")} - {""}
     if unknown := sorted(words - set(known)):
         raise SettingsError(f"--metrics has {unknown[0]!r}, expected some of {','.join(known)}")
@@ -158,17 +173,38 @@ def _print_report(report: "Report", as_json: bool) -> None:
     for name in report.names:
         table.add_column(name, no_wrap=True)
     for folder, count in report.pictures.items():
-        scores = {score.name: score for score in report.scored[folder]}
-        table.add_row(folder, str(count), *(_cell(scores.get(name), count) for name in report.names))
+        table.add_row(folder, str(count), *_cells(report, report.scored[folder], count))
+        for category, scores in report.categories.get(folder, {}).items():
+            # Of the metric that scores most images; a metric may leave some out.
+            most = max(score.count for score in scores)
+            table.add_row(f"  {category}", str(most), *_cells(report, scores, most))
     print_table(table)
     every = [score for scores in report.scored.values() for score in scores]
-    for line in dict.fromkeys(_made_by(score) for score in every):
+    for line in dict.fromkeys(line for score in every for line in _lines_about(score)):
         print_line(line)
+
+
+def _cells(report: "Report", scores: "Sequence[Scored]", count: int) -> list[str]:
+    by_name = {score.name: score for score in scores}
+    return [_cell(by_name.get(name), count) for name in report.names]
+
+
+def _lines_about(score: "Scored") -> list[str]:
+    lines = [_made_by(score)]
+    if score.parts:
+        lines.append(f"{score.name} is the mean of {', '.join(score.parts)}, not the benchmark's average: it lacks")
+        reasons = dict.fromkeys(score.missing.values())
+        lines += [
+            f"  {', '.join(name for name, why in score.missing.items() if why == reason)}: {reason}"
+            for reason in reasons
+        ]
+    return lines
 
 
 def _made_by(score: "Scored") -> str:
     library = "" if score.library is None else f", by {score.library}"
-    return f"{score.name}: {score.model} at {score.revision}{library}"
+    phrases = "" if score.phrases is None else f"; phrases by {score.phrases}"
+    return f"{score.name}: {score.model} at {score.revision}{library}{phrases}"
 
 
 def _cell(score: "Scored | None", pictures: int) -> str:

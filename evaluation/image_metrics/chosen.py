@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.image_metrics.clip_score import ClipScore
+from secondcast.evaluation.image_metrics.compbench import CompBench
 from secondcast.evaluation.image_metrics.fid import ClipFeatures, Fid, InceptionFeatures
 from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
-from secondcast.evaluation.image_metrics.published import FeaturesName, OcrName
+from secondcast.evaluation.image_metrics.published import COMPBENCH_CLIP_MODEL, FeaturesName, OcrName
 from secondcast.evaluation.image_metrics.recognisers import RapidOcr, Recogniser, Tesseract, TrOcr
 from secondcast.evaluation.image_metrics.text_rendering import TextRendering
 from secondcast.evaluation.image_metrics.vqa import AttributeBinding
@@ -25,6 +26,7 @@ class Networks:
     ocr_model: str
     fid_features: FeaturesName
     fid_weights: Path | None
+    compbench_clip_model: str = COMPBENCH_CLIP_MODEL
 
 
 def metric_of(
@@ -36,6 +38,8 @@ def metric_of(
             return ClipScore(networks.clip_model, batch_size=batch_size, device=device)
         case "vqa":
             return AttributeBinding(networks.vqa_model, batch_size=batch_size, device=device)
+        case "compbench":
+            return CompBench(networks.vqa_model, networks.compbench_clip_model, batch_size=batch_size, device=device)
         case "text":
             return TextRendering(_recogniser(networks, device), batch_size=batch_size)
         case "fid":
