@@ -92,8 +92,8 @@ class NounChunks:
             import spacy
         except ImportError as error:
             raise MissingExtraError(
-                f"--phrases {source} needs spaCy, which is not installed: pip install spacy, then python -m spacy "
-                f"download en_core_web_sm"
+                f"--phrases {source} needs spaCy, which is not installed: pip install 'secondcast[phrases]', then "
+                f"python -m spacy download en_core_web_sm"
             ) from error
         try:
             pipeline = spacy.load(source)

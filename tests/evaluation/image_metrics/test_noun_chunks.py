@@ -102,6 +102,6 @@ def test_without_spacy_or_a_pipeline_one_line_says_what_to_install(pipeline, tmp
     code, _, heard = secondcast(*words, "en_core_web_sm", capsys=capsys)
     assert (code, heard) == (
         1,
-        "secondcast: --phrases en_core_web_sm needs spaCy, which is not installed: pip install spacy, then python -m "
-        "spacy download en_core_web_sm\n",
+        "secondcast: --phrases en_core_web_sm needs spaCy, which is not installed: pip install "
+        "'secondcast[phrases]', then python -m spacy download en_core_web_sm\n",
     )
