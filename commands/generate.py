@@ -43,7 +43,7 @@ def generate(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Generate an image per prompt, and an index. Run the same command again to resume.
+    """Generate images of prompts, and an index. Run the same command again to resume, or to add prompts or samples.
 
     For a student, the large text encoder is not loaded.
 
@@ -52,7 +52,8 @@ def generate(
     check_folder_name(out)
     from secondcast.cache_builder.prompts.files import read_prompts
 
-    texts = [text.text for text in read_prompts(prompts, limit=selection.limit).texts]
+    read = read_prompts(prompts, limit=selection.limit)
+    texts = [text.text for text in read.texts]
     if asked.lora is not None:
         show_peft()
     torch_device = quiet_device(device)
@@ -63,7 +64,7 @@ def generate(
     memory_bytes = None if memory.max_gpu_memory is None else free_bytes(memory.max_gpu_memory, torch_device)
     made = run_generate(
         student, found, texts, out, asked, batch_size=batch_size, device=torch_device, progress=terminal(quiet),
-        memory=memory, memory_bytes=memory_bytes,
+        memory=memory, memory_bytes=memory_bytes, categories=read.categories,
     )  # fmt: skip
-    there = len(texts) - made
+    there = len(texts) * asked.samples_per_prompt - made
     print_line(f"{out}: {counted(made, 'picture')}" + (f", {there} existed before" if there else ""))

@@ -17,7 +17,9 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
-    from secondcast.cache_builder.prompts.files import PromptsRead
+    from collections.abc import Callable
+
+    from secondcast.cache_builder.prompts.files import PromptsRead, SourcedText
 
 prompts_app = typer.Typer(no_args_is_help=True, help="List and count prompts, and write prompt sets.")
 
@@ -105,17 +107,28 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
 
 
 def prompts_compbench(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder with the *_train.txt files of T2I-CompBench.")
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the prompt files of T2I-CompBench.")],
+    out_file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL file to write, for --prompts of build, generate and evaluate.")
     ],
-    out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
     categories: Annotated[
         Literal["paper", "all"],
         typer.Option(help="Categories: paper (those of the paper), or all (adds 3d_spatial and numeracy)."),
     ] = "paper",
+    split: Annotated[
+        Literal["train", "val"], typer.Option(help="Split: train, or val (the prompts of the benchmark's scores).")
+    ] = "train",
+    phrases: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIPELINE",
+            help="spaCy pipeline whose noun chunks are written as phrases for vqa: en_core_web_sm as in the benchmark, "
+            "or a folder. Default: none; vqa uses word rules.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the training prompts of T2I-CompBench to one file, each with its category.
+    """Write the prompts of T2I-CompBench to one file, each with its category.
 
     Example: secondcast prompts compbench T2I-CompBench compbench.jsonl
     """
@@ -123,17 +136,39 @@ def prompts_compbench(
         ALL_CATEGORIES,
         PAPER_CATEGORIES,
         compbench_prompts,
+        compbench_validation,
         json_lines,
     )
 
     _check_ending(out_file, (".jsonl",))
-    read = compbench_prompts(folder, PAPER_CATEGORIES if categories == "paper" else ALL_CATEGORIES)
-    write_text(out_file, json_lines(read.texts), overwrite=overwrite)
+    chosen = PAPER_CATEGORIES if categories == "paper" else ALL_CATEGORIES
+    read = (compbench_prompts if split == "train" else compbench_validation)(folder, chosen)
+    columns = _phrase_columns(phrases)
+    write_text(out_file, json_lines(read.texts, columns, line_per_source=split == "train"), overwrite=overwrite)
     lines = sum(count.lines for count in read.counts)
     print_line(
         f"{out_file}: {counted(len(read.texts), 'distinct prompt')} of {counted(lines, 'line')} in "
         f"{counted(len(read.counts), 'category')} ({read.skipped_text()})",
     )
+
+
+def _phrase_columns(pipeline: str | None) -> "Callable[[SourcedText], dict[str, Any]]":
+    """The columns that a spaCy pipeline adds to a prompt; without one, none."""
+    if pipeline is None:
+        return lambda text: {}
+    from secondcast.evaluation.image_metrics.phrases import NounChunks
+
+    chunks = NounChunks.load(pipeline)
+
+    def columns(text: "SourcedText") -> dict[str, Any]:
+        found = {"phrases": list(chunks.phrases(text.text)), "phrases_by": chunks.name}
+        return (
+            {**found, "without_adjectives": chunks.without_adjectives(text.text)}
+            if "complex" in text.sources
+            else found
+        )
+
+    return columns
 
 
 def prompts_commontext(

@@ -44,14 +44,17 @@ def generate(
     progress: Progress,
     memory: SamplingMemory = SamplingMemory(),
     memory_bytes: float | None = None,
+    categories: Sequence[tuple[str, ...]] | None = None,
 ) -> int:
-    """Write a PNG per prompt and an index; return how many images were missing. Resumes when called again.
+    """Write PNGs of each prompt and an index; return how many images were missing. Resumes when called again.
 
     student: a run folder, an export, or `teacher`, whose text encoder is freed before the transformer is loaded.
     memory: options for the transformer's weights; they keep the images, but for the last bit in a smaller last batch.
     memory_bytes: GPU memory to fit into, by the options that are not given; None: the options as they are.
+    categories: source names of each prompt, for the index.
 
-    Batches are defined by prompt numbers, so that a resumed run gives the same images as an uninterrupted one.
+    Batches are defined by prompt numbers and have one sample of each prompt, so that a resumed run, and one with more
+    samples, gives the same images as an uninterrupted one.
     """
     dtype = DTYPES[asked.dtype]
     text_device = device
@@ -67,9 +70,12 @@ def generate(
     guided = teacher.family.guidance_rule == "cfg"
     batch_size = max(1, min(batch_size, len(texts)))
     options = _placed_options(settings, teacher, encoder, memory, memory_bytes, batch_size, progress)
-    pictures = PictureFolder.open(folder, settings, texts, earlier_digest=encoder.weights_digest)
+    pictures = PictureFolder.open(
+        folder, settings, texts, samples=asked.samples_per_prompt, categories=categories,
+        earlier_digest=encoder.weights_digest,
+    )  # fmt: skip
     _warn_about_guidance(settings.guidance, encoder, progress)
-    missing = pictures.missing
+    missing, count = pictures.missing, pictures.missing_count
     if not missing:
         return 0
     if lora is not None and lora.others:
@@ -78,7 +84,8 @@ def generate(
         range(first, min(first + batch_size, len(texts)))
         for first in sorted({number // batch_size * batch_size for number in missing})
     ]
-    with progress.bar("generate", total=len(texts), done=len(texts) - len(missing), unit="images") as bar:
+    total = len(texts) * asked.samples_per_prompt
+    with progress.bar("generate", total=total, done=total - count, unit="images") as bar:
         for part in _passes(batches, encoder):
             embeddings = _Embeddings(encoder, texts, part, device, text_device, guided=guided)
             generator = Generator.open(
@@ -91,13 +98,14 @@ def generate(
             negative = embeddings.negative(beside) if guided else None
             for numbers in part:
                 batch = [texts[number] for number in numbers]
-                conditioning = embeddings.conditioning(batch, beside)
-                images_BHWC = generator.pictures(embeddings.of(numbers), batch, conditioning, negative)
-                bar.advance(pictures.add(numbers, images_BHWC))
+                embedding_BTD, conditioning = embeddings.of(numbers), embeddings.conditioning(batch, beside)
+                for sample in pictures.missing_samples(numbers):
+                    images_BHWC = generator.pictures(embedding_BTD, batch, conditioning, negative, sample_index=sample)
+                    bar.advance(pictures.add(numbers, images_BHWC, sample=sample))
             del generator, beside
             release_memory(device)
     pictures.finish()
-    return len(missing)
+    return count
 
 
 def _placed_options(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from secondcast.storage_schemas.schema.fields import Array
+
 # Two-sided 95 %.
 _Z = 1.959963984540054
 _PERCENTILES = (2.5, 97.5)
@@ -26,14 +28,30 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] 
     """The 95 % percentile bootstrap interval of a mean, 2,000 resamples (Efron 1979); None for fewer than two."""
     if len(values) < 2:
         return None
+    low, high = np.percentile(_resampled_means(values, seed), _PERCENTILES)
+    return float(low), float(high)
+
+
+def bootstrap_average(groups: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """The 95 % percentile bootstrap interval of the mean of the groups' means, each group resampled on its own.
+
+    None if all groups have fewer than two values.
+    """
+    if max(map(len, groups)) < 2:
+        return None
+    means = np.mean([_resampled_means(values, seed) for seed, values in enumerate(groups)], axis=0)
+    low, high = np.percentile(means, _PERCENTILES)
+    return float(low), float(high)
+
+
+def _resampled_means(values: Sequence[float], seed: int) -> Array:
     array = np.asarray(values, dtype=np.float64)
     generator = np.random.Generator(np.random.Philox(seed))
     parts = [
         array[generator.integers(0, len(array), size=(_CHUNK, len(array)))].mean(axis=1)
         for _ in range(_RESAMPLES // _CHUNK)
     ]
-    low, high = np.percentile(np.concatenate(parts), _PERCENTILES)
-    return float(low), float(high)
+    return np.concatenate(parts)
 
 
 def clustered(values_RN: Sequence[Sequence[float]]) -> tuple[float, float]:

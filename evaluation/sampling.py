@@ -134,8 +134,11 @@ class Generator:
         prompts: Sequence[str],
         conditioning: Conditioning | None = None,
         negative: Text | None = None,
+        sample_index: int = 0,
     ) -> Array:
-        """Sample uint8 images [B, H, W, 3] from one batch of embeddings; noise is a function of (seed, prompt).
+        """Sample uint8 images [B, H, W, 3] from one batch of embeddings.
+
+        The noise is a function of (seed, prompt, sample_index).
 
         conditioning: default: zero as pooled vectors.
         negative: one row, for classifier-free guidance.
@@ -145,7 +148,7 @@ class Generator:
             draw_noise(
                 seed=self.seed,
                 prompt_id=prompt_id(text),
-                sample_index=0,
+                sample_index=sample_index,
                 image_tokens=geometry.image_tokens,
                 channels=geometry.channels,
             )

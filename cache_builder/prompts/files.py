@@ -48,11 +48,20 @@ class SourceCount:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsRead:
-    """Prompts in build order (larger repeats first, else in order of appearance), with counts per source."""
+    """Prompts in build order (larger repeats first, else in order of appearance), with counts per source.
+
+    named: source names that rows or `:name=` state, in contrast to names of files.
+    """
 
     texts: tuple[SourcedText, ...]
     counts: tuple[SourceCount, ...]
     limit: int | None
+    named: frozenset[str] = frozenset()
+
+    @property
+    def categories(self) -> list[tuple[str, ...]]:
+        """The stated source names of each text."""
+        return [tuple(name for name in text.sources if name in self.named) for text in self.texts]
 
     @property
     def empty(self) -> int:
@@ -95,13 +104,15 @@ def read_prompts(sources: Sequence[PromptSource | Path | str], *, limit: int | N
     all its sources. Raises PromptsError for a source that cannot be read or has no prompt, MissingExtraError.
     """
     merged: dict[str, _Merged] = {}
-    counts = tuple(_merge(PromptSource.of(source), merged, limit) for source in sources)
+    named: set[str] = set()
+    counts = tuple(_merge(PromptSource.of(source), merged, limit, named) for source in sources)
     texts = (SourcedText(text=m.text, sources=tuple(m.names), repeat=m.repeat) for m in merged.values())
     # Stable sort: prompts with more samples form one segment, at the front.
-    return PromptsRead(texts=tuple(sorted(texts, key=lambda text: -text.repeat)), counts=counts, limit=limit)
+    ordered = tuple(sorted(texts, key=lambda text: -text.repeat))
+    return PromptsRead(texts=ordered, counts=counts, limit=limit, named=frozenset(named))
 
 
-def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) -> SourceCount:
+def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None, named: set[str]) -> SourceCount:
     lines = empty = repeated = left_out = 0
     before = len(merged)
     seen: set[str] = set()
@@ -124,6 +135,8 @@ def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) 
             given = own if source.name is not None else row.sources or own
             merged[identity].note(given, source.repeat)
             names.update(given)
+            if source.name is not None or row.sources:
+                named.update(given)
         if len(seen) == source.limit:
             break
     _check_read(source, lines, seen, names)

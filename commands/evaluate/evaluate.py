@@ -18,6 +18,7 @@ from secondcast.commands.evaluate.cache import (
     score_on_cache,
     told_when_interrupted,
 )
+from secondcast.commands.evaluate.compbench import evaluate_compbench
 from secondcast.commands.evaluate.images import evaluate_images
 from secondcast.commands.evaluate.paper import evaluate_paper
 from secondcast.commands.evaluate.table import evaluate_table
@@ -115,6 +116,7 @@ def evaluate_score(
 
 add_command(evaluate_app, evaluate_score, "score")
 add_command(evaluate_app, evaluate_images, "images")
+add_command(evaluate_app, evaluate_compbench, "compbench")
 add_command(evaluate_app, evaluate_table, "table")
 add_command(evaluate_app, evaluate_paper, "paper")
 

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from secondcast.storage_schemas.progress import Progress
 
 
+ImagePrompts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE", help="Prompts of the images, as for build, with optional columns file, text, phrases, source."
+    ),
+]
+
+
 def evaluate_images(
     context: typer.Context,
     folders: Annotated[
@@ -29,17 +37,12 @@ def evaluate_images(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics to compute: some of clip-score,fid,vqa,text,pocket. Default: all but pocket; fid (with kid) "
-            "needs --reference."
+            help="Metrics to compute: some of clip-score,fid,vqa,text,compbench,pocket. Default: the first four; fid (with "
+            "kid) needs --reference, compbench T2I-CompBench's prompts, pocket captions of the pocket world."
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="Prompts of the images, as for build, with optional columns file, text, phrases."
-        ),
-    ] = None,
+    prompts: ImagePrompts = None,
     networks: Networks = Networks(),
     batch_size: Annotated[int, typer.Option(min=1, help="Number of pictures scored at once.")] = 16,
     device: Device = "auto",
@@ -57,7 +60,7 @@ def evaluate_images(
         refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
     _refuse_other_networks(given, names, networks)
     progress = terminal(quiet)
-    pictures = _read_folders(folders, prompts, progress)
+    pictures = read_folders(folders, prompts, progress)
     from secondcast.evaluation.image_metrics.pictures import read_pictures
 
     compared = [] if reference is None else read_pictures(reference)
@@ -76,7 +79,8 @@ def evaluate_images(
 _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
     "reference": ("fid",),
     "clip_model": ("clip-score", "fid"),
-    "vqa_model": ("vqa",),
+    "vqa_model": ("vqa", "compbench"),
+    "compbench_clip_model": ("compbench",),
     "ocr": ("text",),
     "ocr_model": ("text",),
     "fid_features": ("fid",),
@@ -84,7 +88,7 @@ _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
 }
 
 
-def _read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progress") -> "dict[str, list[Picture]]":
+def read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progress") -> "dict[str, list[Picture]]":
     """The pictures of each folder; reports how pictures and prompts were paired where names do not tell."""
     from secondcast.evaluation.image_metrics.pictures import paired_by_order, pairing_lines, read_pictures
 
@@ -106,7 +110,7 @@ def picture_texts(given: str) -> "list[PictureText]":
     texts = []
     for row in plain_rows(given):
         if identity_form(row.text):
-            texts.append(picture_text(row.text, row.others, row.where))
+            texts.append(picture_text(row.text, row.others, row.where, categories=row.sources))
         elif row.others.get("file"):
             raise PromptsError(f"{row.where} names {row.others['file']} but has no prompt: add one, or remove the row")
     if not texts:
@@ -122,9 +126,9 @@ def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", 
 
 
 def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName]":
-    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text", "pocket")
+    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text", "compbench", "pocket")
     if asked is None:
-        return [name for name in known if name != "pocket" and (name != "fid" or reference is not None)]
+        return [name for name in known[:4] if name != "fid" or reference is not None]
     words = {word.strip() for word in asked.split(",")} - {""}
     if unknown := sorted(words - set(known)):
         raise SettingsError(f"--metrics has {unknown[0]!r}, expected some of {','.join(known)}")
@@ -146,17 +150,38 @@ def _print_report(report: "Report", as_json: bool) -> None:
     for name in report.names:
         table.add_column(name, no_wrap=True)
     for folder, count in report.pictures.items():
-        scores = {score.name: score for score in report.scored[folder]}
-        table.add_row(folder, str(count), *(_cell(scores.get(name), count) for name in report.names))
+        table.add_row(folder, str(count), *_cells(report, report.scored[folder], count))
+        for category, scores in report.categories.get(folder, {}).items():
+            # Of the metric that scores most images; a metric may leave some out.
+            most = max(score.count for score in scores)
+            table.add_row(f"  {category}", str(most), *_cells(report, scores, most))
     print_table(table)
     every = [score for scores in report.scored.values() for score in scores]
-    for line in dict.fromkeys(_made_by(score) for score in every):
+    for line in dict.fromkeys(line for score in every for line in _lines_about(score)):
         print_line(line)
+
+
+def _cells(report: "Report", scores: "Sequence[Scored]", count: int) -> list[str]:
+    by_name = {score.name: score for score in scores}
+    return [_cell(by_name.get(name), count) for name in report.names]
+
+
+def _lines_about(score: "Scored") -> list[str]:
+    lines = [_made_by(score)]
+    if score.parts:
+        lines.append(f"{score.name} is the mean of {', '.join(score.parts)}, not the benchmark's average: it lacks")
+        reasons = dict.fromkeys(score.missing.values())
+        lines += [
+            f"  {', '.join(name for name, why in score.missing.items() if why == reason)}: {reason}"
+            for reason in reasons
+        ]
+    return lines
 
 
 def _made_by(score: "Scored") -> str:
     library = "" if score.library is None else f", by {score.library}"
-    return f"{score.name}: {score.model} at {score.revision}{library}"
+    phrases = "" if score.phrases is None else f"; phrases by {score.phrases}"
+    return f"{score.name}: {score.model} at {score.revision}{library}{phrases}"
 
 
 def _cell(score: "Scored | None", pictures: int) -> str:

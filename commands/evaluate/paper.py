@@ -77,8 +77,9 @@ def _prompts(recipe: "TableRecipe") -> "dict[str, Prompts]":
 
     found = {}
     for name, one in recipe.prompts.items():
-        texts = [text.text for text in read_prompts(one.source, limit=one.limit).texts]
-        found[name] = Prompts(prompts=texts, texts=[text for source in one.source for text in picture_texts(source)])
+        read = read_prompts(one.source, limit=one.limit)
+        texts = [text for source in one.source for text in picture_texts(source)]
+        found[name] = Prompts(prompts=[text.text for text in read.texts], categories=read.categories, texts=texts)
     return found
 
 

@@ -73,14 +73,19 @@ def generate_plan(
     cost = sampling_cost(settings, folder, batch_size=batch_size, student_parameters=parameters)
     options = sampling_options(SamplingMemory(), settings)
     flops, rate = asked.steps * cost.rows_per_call * cost.backbone.forward_flops, rate_of(card, tflops, manifest)
+    seconds = None if rate.flops_per_s is None else flops / rate.flops_per_s
     memory = cost.memory(options)
     return {
         "teacher": {"source": folder.source, "configs": configs},
         "student": {"source": student, "parameters": parameters},
-        "images": {key: value for key, value in settings.json_value().items() if key not in ("student", "teacher")},
+        "images": {
+            **{key: value for key, value in settings.json_value().items() if key not in ("student", "teacher")},
+            "samples_per_prompt": asked.samples_per_prompt,
+        },
         "compute": {
             "flop_per_image": flops,
-            "seconds_per_image": None if rate.flops_per_s is None else flops / rate.flops_per_s,
+            "seconds_per_image": seconds,
+            "seconds_per_prompt": None if seconds is None else asked.samples_per_prompt * seconds,
         },
         "gpu_memory": memory_facts(memory),
         "gpu": gpu_facts(card, rate, 1),
@@ -104,5 +109,7 @@ def _print_generate(facts: dict[str, Any]) -> None:
         "TFLOP per image": f"{compute['flop_per_image'] / 1e12:,.1f}",
         "s per image": "unknown" if seconds is None else f"{seconds:,.1f}",
     }
+    if images["samples_per_prompt"] > 1 and seconds is not None:
+        columns[f"s per prompt ({images['samples_per_prompt']} images)"] = f"{compute['seconds_per_prompt']:,.1f}"
     print_sampling(columns, memory)
     print_gpu(facts)

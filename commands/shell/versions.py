@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 REQUIRED = ("secondcast", "torch", "diffusers", "transformers", "zarr", "numcodecs", "webdataset")
 OPTIONAL = (
     "beautifulsoup4", "bitsandbytes", "datasets", "ftfy", "matplotlib", "obstore", "onnxruntime", "peft", "pyarrow",
-    "pyyaml", "rapidocr", "ray", "scikit-image", "scikit-learn", "tensorboard", "torchao", "torchmetrics",
+    "pyyaml", "rapidocr", "ray", "scikit-image", "scikit-learn", "spacy", "tensorboard", "torchao", "torchmetrics",
     "torchvision", "wandb", "wordfreq",
 )  # fmt: skip
 

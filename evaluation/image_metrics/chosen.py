@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from secondcast.evaluation.image_metrics.clip_score import ClipScore
+from secondcast.evaluation.image_metrics.compbench import CompBench
 from secondcast.evaluation.image_metrics.fid import ClipFeatures, Fid, InceptionFeatures
 from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
 from secondcast.evaluation.image_metrics.pocket import PocketScores
@@ -23,6 +24,8 @@ def metric_of(
             return ClipScore(networks.clip_model, batch_size=batch_size, device=device)
         case "vqa":
             return AttributeBinding(networks.vqa_model, batch_size=batch_size, device=device)
+        case "compbench":
+            return CompBench(networks.vqa_model, networks.compbench_clip_model, batch_size=batch_size, device=device)
         case "text":
             return TextRendering(_recogniser(networks, device), batch_size=batch_size)
         case "pocket":

@@ -28,8 +28,8 @@ class ClipScore:
 
     name: MetricName = "clip-score"
 
-    def __init__(self, model: str, *, batch_size: int, device: torch.device) -> None:
-        self._wanted = WantedWeights(model, flag="--clip-model", model_type="clip")
+    def __init__(self, model: str, *, batch_size: int, device: torch.device, flag: str = "--clip-model") -> None:
+        self._wanted = WantedWeights(model, flag=flag, model_type="clip")
         self._batch_size, self._device = batch_size, device
         self.needs = Needs(packages=("transformers",), weights=model, how=self._wanted.how)
 
@@ -43,6 +43,19 @@ class ClipScore:
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
         """See Metric. Prompts are truncated to CLIP's text length."""
+        cosines = self.cosines(pictures, progress)
+        # In float32, as torchmetrics computes it.
+        scores_N = (100 * torch.tensor(list(cosines.values())).clamp(min=0)).tolist()
+        values = dict(zip(cosines, scores_N, strict=True))
+        return [mean_of(self.name, values, model=self._wanted.source, revision=self.revision)]
+
+    @property
+    def revision(self) -> str:
+        """Of the weights."""
+        return self._wanted.found.revision
+
+    def cosines(self, pictures: Sequence[Picture], progress: Progress) -> dict[str, float]:
+        """Cosine of CLIP's embeddings of image and prompt, by Picture.name."""
         pairs = with_prompts(self.name, pictures)
         network, tokenizer, processor = self._parts
         length = network.config.text_config.max_position_embeddings
@@ -62,10 +75,9 @@ class ClipScore:
                     found = network(pixel_values=clip_pixels(processor, images, self._device), **tokens)
                 # Both are already normalised.
                 cosine_B = (found.image_embeds * found.text_embeds).sum(dim=-1)
-                scores_B = (100 * cosine_B.clamp(min=0)).tolist()
-                values.update({picture.name: x for (picture, _), x in zip(batch, scores_B, strict=True)})
+                values.update({picture.name: x for (picture, _), x in zip(batch, cosine_B.tolist(), strict=True)})
                 bar.advance(len(batch))
-        return [mean_of(self.name, values, model=self._wanted.source, revision=self._wanted.found.revision)]
+        return values
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Any]:

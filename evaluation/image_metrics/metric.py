@@ -12,7 +12,7 @@ from secondcast.evaluation.intervals import bootstrap
 from secondcast.storage_schemas.errors import ImagesError, PromptsError
 from secondcast.storage_schemas.progress import Progress
 
-MetricName = Literal["clip-score", "fid", "vqa", "text", "pocket"]
+MetricName = Literal["clip-score", "fid", "vqa", "text", "compbench", "pocket"]
 Interval = Literal["bootstrap", "wilson", "none"]
 
 _Item = TypeVar("_Item")
@@ -24,6 +24,8 @@ class Picture:
     """An image to score. text: text to render; phrases: objects to show; None: not stated.
 
     name: path within the folder, the key of its values: files in different subfolders may have the same file name.
+    phrases_by: what found the phrases. without_adjectives: the prompt without its adjectives.
+    categories: source names of the prompt.
     """
 
     file: Path
@@ -31,6 +33,9 @@ class Picture:
     prompt: str | None = None
     text: str | None = None
     phrases: tuple[str, ...] | None = None
+    phrases_by: str | None = None
+    without_adjectives: str | None = None
+    categories: tuple[str, ...] = ()
 
     def pixels(self) -> Image.Image:
         """Load the image in 8-bit RGB, with transparency on white; ImagesError if it cannot be decoded."""
@@ -72,7 +77,8 @@ class Scored:
 
     low, high: 95 %, by what `interval` names; None where there is none. model: name or folder of the network, or of a
     program; revision: commit on the hub, sha256 of the weights of a folder, or version. library: what computed it, with
-    its version, where the number depends on that.
+    its version, where the number depends on that. phrases: what found the phrases of the prompts.
+    parts: the categories whose means it averages; missing: the categories that it lacks, with the reason.
     """
 
     name: str
@@ -85,10 +91,13 @@ class Scored:
     revision: str
     values: Mapping[str, float] = field(default_factory=dict)
     library: str | None = None
+    phrases: str | None = None
+    parts: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def json_value(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {**vars(self), "values": dict(self.values)}
+        return {**vars(self), "values": dict(self.values), "missing": dict(self.missing)}
 
 
 class Metric(Protocol):

@@ -15,7 +15,7 @@ from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Record, stays_inside
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
-_COLUMNS = ("file", "text", "phrases")
+_COLUMNS = ("file", "text", "phrases", "phrases_by", "without_adjectives")
 _MISNAMED = {"file_name": "file", "filename": "file", "phrase": "phrases"}
 # Lengths of a printed pairing.
 _MOST_PAIRS, _LONGEST_PROMPT = 12, 80
@@ -23,18 +23,24 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class PictureText(Record):
-    """Prompt of an image: `file` names the image, `text` is the text to render, `phrases` the objects to show."""
+    """Prompt of an image: `file` names the image, `text` is the text to render, `phrases` the objects to show.
+
+    The other fields: see Picture.
+    """
 
     prompt: str
     file: str | None = None
     text: str | None = None
     phrases: tuple[str, ...] | None = None
+    phrases_by: str | None = None
+    without_adjectives: str | None = None
+    categories: tuple[str, ...] = ()
 
 
 def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> list[Picture]:
     """The images of a folder, in the order of its index, else of their names: 2.png before 10.png.
 
-    texts: for a folder with an index, they add `text` and `phrases` to its prompts; otherwise they are the prompts,
+    texts: for a folder with an index, they add to its prompts what they have; otherwise they are the prompts,
         matched by `file`, else in the order of the names. Raises ImagesError or PromptsError.
     """
     if not folder.is_dir():
@@ -59,17 +65,21 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
     return [_described(picture, text) for picture, text in zip(pictures, texts, strict=True)]
 
 
-def picture_text(prompt: str, columns: Mapping[str, Any], where: str) -> PictureText:
-    """The prompt of an image, with `file`, `text` and `phrases` from the other columns of its row, if present.
+def picture_text(
+    prompt: str, columns: Mapping[str, Any], where: str, *, categories: tuple[str, ...] = ()
+) -> PictureText:
+    """The prompt of an image, with the fields of PictureText from the other columns of its row, if present.
 
-    where: the row, for messages. Raises PromptsError for values that are not text (phrases: a list of texts), and for
-    columns with similar names.
+    where: the row, for messages. categories: its source names. Raises PromptsError for values that are not text
+    (phrases: a list of texts), and for columns with similar names.
     """
     for column, meant in _MISNAMED.items():
         if column in columns:
             raise PromptsError(f"{where} has the column {column!r}, expected {meant!r}: rename it")
     try:
-        return PictureText(prompt=prompt, **{column: columns.get(column) or None for column in _COLUMNS})
+        # An empty list of phrases is a statement, an empty cell is none.
+        given = {column: value for column in _COLUMNS if (value := columns.get(column)) not in ("", None)}
+        return PictureText(prompt=prompt, categories=categories, **given)
     except ValidationError as error:
         first = error.errors()[0]
         raise PromptsError(
@@ -95,7 +105,9 @@ def _indexed(folder: Path, index: Path) -> list[Picture]:
                 f"{index} line {number} names {entry.file}, which does not exist: rerun the `secondcast generate` "
                 f"command, which makes missing images"
             )
-        pictures.append(Picture(file=folder / entry.file, name=entry.file, prompt=entry.prompt))
+        pictures.append(
+            Picture(file=folder / entry.file, name=entry.file, prompt=entry.prompt, categories=entry.categories)
+        )
     if not pictures:
         raise ImagesError(f"{index} names no image: rerun the `secondcast generate` command")
     _check_once(pictures, str(index))
@@ -143,11 +155,17 @@ def _hidden(file: Path) -> bool:
 
 
 def _described(picture: Picture, text: PictureText) -> Picture:
-    return replace(picture, prompt=text.prompt, text=text.text, phrases=text.phrases)
+    stated = {key: value for key, value in text if key not in ("file", "categories")}
+    return replace(picture, **stated, categories=text.categories or picture.categories)
 
 
 def _with_more(folder: Path, pictures: Sequence[Picture], texts: Sequence[PictureText]) -> list[Picture]:
-    by_prompt = {prompt_id(text.prompt): text for text in texts}
+    by_prompt: dict[str, PictureText] = {}
+    for text in texts:
+        # A prompt with several source names may have a line for each.
+        before = by_prompt.get(prompt_id(text.prompt))
+        categories = tuple(dict.fromkeys((*(before.categories if before else ()), *text.categories)))
+        by_prompt[prompt_id(text.prompt)] = text.model_copy(update={"categories": categories})
     found = [by_prompt.get(prompt_id(picture.prompt or "")) for picture in pictures]
     if not any(found):
         raise PromptsError(f"--prompts has none of the prompts in {folder / INDEX_FILE}: give those of these images")

@@ -1,7 +1,9 @@
 """T2I-CompBench's attribute binding: a visual question per object of a prompt, with their probabilities multiplied."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +61,13 @@ class AttributeBinding:
                 for (picture, _), answers in zip(batch, found, strict=True):
                     values[picture.name] = math.prod(answers)
                 bar.advance(len(batch))
-        return [mean_of(self.name, values, model=self._wanted.source, revision=self._wanted.found.revision)]
+        scored = mean_of(self.name, values, model=self._wanted.source, revision=self.revision)
+        return [replace(scored, phrases=_found_by([picture for picture, _ in asked]))]
+
+    @property
+    def revision(self) -> str:
+        """Of the weights."""
+        return self._wanted.found.revision
 
     @torch.inference_mode()
     def _answers(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -91,13 +99,18 @@ class AttributeBinding:
             encoder_hidden_states=seen_NSD,
             encoder_attention_mask=torch.ones(seen_NSD.shape[:2], dtype=torch.long, device=self._device),
         )[0]
-        start_N1 = torch.full((len(questions), 1), text.bos_token_id, device=self._device)
-        logits_NV = network.text_decoder(
-            input_ids=start_N1, encoder_hidden_states=question_NTD, encoder_attention_mask=tokens.attention_mask
-        ).logits[:, 0]
+        # The cross-attention of transformers 5.23 ignores its mask: the decoder reads questions without padding.
+        length_N = tokens.attention_mask.sum(dim=1)
         yes, no = self._yes_and_no
-        # The softmax over two logits is the logistic function of their difference.
-        return torch.sigmoid(logits_NV[:, yes] - logits_NV[:, no])
+        yes_N = torch.empty(len(questions), device=self._device)
+        for length in length_N.unique().tolist():
+            rows = length_N == length
+            states_MTD = question_NTD[rows, :length]
+            start_M1 = torch.full((len(states_MTD), 1), text.bos_token_id, device=self._device)
+            logits_MV = network.text_decoder(input_ids=start_M1, encoder_hidden_states=states_MTD).logits[:, 0]
+            # The softmax over two logits is the logistic function of their difference.
+            yes_N[rows] = torch.sigmoid(logits_MV[:, yes] - logits_MV[:, no])
+        return yes_N
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Any]:
@@ -117,6 +130,14 @@ class AttributeBinding:
                 f"--vqa-model"
             )
         return yes, no
+
+
+def _found_by(pictures: Sequence[Picture]) -> str:
+    """What found the phrases of the images, with numbers if it was not the same for all."""
+    by = Counter("word rules" if p.phrases is None else p.phrases_by or "the prompt file" for p in pictures)
+    if len(by) == 1:
+        return next(iter(by))
+    return "; ".join(f"{name} ({counted(count, 'image')})" for name, count in by.items())
 
 
 def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, tuple[str, ...]]]:

@@ -1,4 +1,4 @@
-"""A folder of generated images: their settings, a PNG per prompt, and an index for scoring."""
+"""A folder of generated images: their settings, PNGs of each prompt, and an index for scoring."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from PIL import Image
 from pydantic import Field
@@ -47,33 +47,56 @@ class PictureSettings(Flags):
 
 
 class IndexEntry(Record):
-    """One line of the index; `file` is relative to the folder."""
+    """One line of the index; `file` is relative to the folder.
+
+    sample: number of the image among those of its prompt. categories: source names of the prompt.
+    """
 
     number: int
     prompt: str
     file: str
     seed: int
     guidance: float | None
+    # Both are written only if not empty: earlier indices do not have them.
+    sample: int = Field(default=0, ge=0)
+    categories: tuple[str, ...] = ()
 
 
 class PictureFolder:
     """Images of a list of prompts; existing ones are kept."""
 
-    def __init__(self, folder: Path, settings: PictureSettings, prompts: Sequence[str]) -> None:
-        self.folder, self.settings, self.prompts = folder, settings, prompts
-        self._entries: dict[int, IndexEntry] = {}
+    def __init__(
+        self,
+        folder: Path,
+        settings: PictureSettings,
+        prompts: Sequence[str],
+        *,
+        samples: int = 1,
+        categories: Sequence[tuple[str, ...]] | None = None,
+    ) -> None:
+        self.folder, self.settings, self.prompts, self.samples = folder, settings, prompts, samples
+        self._categories = categories if categories is not None else [()] * len(prompts)
+        self._entries: dict[tuple[int, int], IndexEntry] = {}
 
     @classmethod
     def open(
-        cls, folder: Path, settings: PictureSettings, prompts: Sequence[str], *, earlier_digest: str | None = None
+        cls,
+        folder: Path,
+        settings: PictureSettings,
+        prompts: Sequence[str],
+        *,
+        samples: int = 1,
+        categories: Sequence[tuple[str, ...]] | None = None,
+        earlier_digest: str | None = None,
     ) -> Self:
-        """Create a new folder or resume one.
+        """Create a new folder or resume one, possibly with more prompts or samples.
 
+        samples: images per prompt. categories: source names of each prompt.
         earlier_digest: digest of the same student in earlier versions, accepted as equal.
 
         Raises SettingsMismatchError for images with other settings or prompts, SettingsError for other files.
         """
-        opened = cls(folder, settings, prompts)
+        opened = cls(folder, settings, prompts, samples=samples, categories=categories)
         file = folder / SETTINGS_FILE
         if file.is_file():
             opened._check_same_settings(file, earlier_digest)
@@ -90,37 +113,50 @@ class PictureFolder:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the prompts without an image."""
-        return [number for number in range(len(self.prompts)) if number not in self._entries]
+        """Numbers of the prompts that lack an image."""
+        return [number for number in range(len(self.prompts)) if self.missing_samples([number])]
 
-    def add(self, numbers: Iterable[int], images_BHWC: Array) -> int:
-        """Write the missing images among these atomically; return their number."""
+    @property
+    def missing_count(self) -> int:
+        """Number of missing images."""
+        return sum(len(self.missing_samples([number])) for number in self.missing)
+
+    def missing_samples(self, numbers: Sequence[int]) -> list[int]:
+        """The samples that any of these prompts lacks."""
+        return [
+            sample for sample in range(self.samples) if any((number, sample) not in self._entries for number in numbers)
+        ]
+
+    def add(self, numbers: Iterable[int], images_BHWC: Array, *, sample: int = 0) -> int:
+        """Write the missing images among these, one sample of each prompt, atomically; return their number."""
         lines = []
         for number, image_HWC in zip(numbers, images_BHWC, strict=True):
-            if number in self._entries:
+            if (number, sample) in self._entries:
                 continue
-            entry = self._entry(number)
+            entry = self._entry(number, sample)
             data = io.BytesIO()
             Image.fromarray(image_HWC).save(data, format="PNG")
             durable.replace(self.folder / entry.file, data.getbuffer())
-            self._entries[number] = entry
+            self._entries[number, sample] = entry
             lines.append(_line(entry))
         with (self.folder / INDEX_FILE).open("a", encoding="utf-8") as file:
             file.write("".join(lines))
         return len(lines)
 
     def finish(self) -> None:
-        """Sort the index by prompt number."""
+        """Sort the index by prompt number and sample."""
         self._write_index()
 
-    def _entry(self, number: int) -> IndexEntry:
+    def _entry(self, number: int, sample: int) -> IndexEntry:
         prompt = self.prompts[number]
         return IndexEntry(
             number=number,
             prompt=prompt,
-            file=picture_name(number, prompt),
+            file=picture_name(number, prompt, sample),
             seed=self.settings.seed,
             guidance=self.settings.guidance,
+            sample=sample,
+            categories=self._categories[number],
         )
 
     def _check_same_settings(self, file: Path, earlier_digest: str | None) -> None:
@@ -154,20 +190,28 @@ class PictureFolder:
                     f"{self.folder} has prompt {number} = {entry.prompt!r}, requested {self.prompts[number]!r}: "
                     f"images are numbered by prompt; give the prompts in the same order, or another --out"
                 )
-            if entry.file == picture_name(number, entry.prompt) and (self.folder / entry.file).is_file():
-                self._entries[number] = entry
+            if number < len(self.prompts) and self._categories[number]:
+                entry = entry.model_copy(update={"categories": self._categories[number]})
+            name = picture_name(number, entry.prompt, entry.sample)
+            if entry.file == name and (self.folder / name).is_file():
+                self._entries[number, entry.sample] = entry
 
     def _write_index(self) -> None:
-        text = "".join(_line(self._entries[number]) for number in sorted(self._entries))
+        text = "".join(_line(self._entries[place]) for place in sorted(self._entries))
         durable.replace(self.folder / INDEX_FILE, text.encode())
 
 
-def picture_name(number: int, prompt: str) -> str:
-    """File name of an image: its number and the shortened ASCII letters and digits of the prompt."""
+def picture_name(number: int, prompt: str, sample: int = 0) -> str:
+    """File name of an image: its number, the shortened ASCII letters and digits of the prompt, and later samples."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9]+", plain))[:_LONGEST_SLUG].strip("-")
-    return f"{number:06d}-{slug}.png" if slug else f"{number:06d}.png"
+    name = f"{number:06d}-{slug}" if slug else f"{number:06d}"
+    return f"{name}_{sample}.png" if sample else f"{name}.png"
 
 
 def _line(entry: IndexEntry) -> str:
-    return json.dumps(entry.json_value(), ensure_ascii=False) + "\n"
+    value: dict[str, Any] = entry.json_value()
+    for optional in ("sample", "categories"):
+        if not value[optional]:
+            del value[optional]
+    return json.dumps(value, ensure_ascii=False) + "\n"

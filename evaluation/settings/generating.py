@@ -18,6 +18,8 @@ from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantizati
 
 TEACHER = "teacher"
 """The name of the teacher's own text encoder; a folder with that name is ./teacher."""
+# As for the samples of a cache's prompt.
+_MOST_SAMPLES = 10_000
 _IMAGES = "Images"
 
 
@@ -29,7 +31,10 @@ class PictureOptions(ImageSize):
         default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale."
     )
     seed: Annotated[int, Flag(group=_IMAGES)] = Field(
-        default=0, ge=0, description="Seed of the noise, which is a function of seed and prompt."
+        default=0, ge=0, description="Seed of the noise, which is a function of seed, prompt and sample."
+    )
+    samples_per_prompt: Annotated[int, Flag(group=_IMAGES)] = Field(
+        default=1, ge=1, le=_MOST_SAMPLES, description="Images per prompt, each from its own noise."
     )
     text_length: int | None = Field(
         default=None,

@@ -20,6 +20,10 @@ class Networks(Flags):
     )
     # T2I-CompBench's weights, converted for transformers.
     vqa_model: str = Field(default="Salesforce/blip-vqa-base", description="Folder or hub name of the BLIP-VQA model.")
+    # Of T2I-CompBench's CLIP similarity.
+    compbench_clip_model: str = Field(
+        default="openai/clip-vit-base-patch32", description="Folder or hub name of the CLIP model for compbench."
+    )
     ocr: OcrName = Field(default="rapidocr", description="OCR engine that reads text in pictures.")
     ocr_model: str = Field(default="microsoft/trocr-base-printed", description="Folder or hub name of the TrOCR model.")
     fid_features: FeaturesName = Field(

@@ -163,6 +163,47 @@ def test_the_papers_compbench_has_4200_lines_and_4159_distinct_prompts(shared_pr
     }  # fmt: skip
 
 
+@pytest.fixture
+def bench_val(bench):
+    for category in CATEGORIES:
+        text = f"{category} one\n\n{category} Two\n{category}  one\n" if category != "complex" else "z\ny\nx\nw\n"
+        Path(f"bench/{category}_val.txt").write_text(text)
+    for kind, text in (("spatial", "x\n"), ("action", "x\ny\n"), ("spatialaction", "z\n")):
+        Path(f"bench/complex_val_{kind}.txt").write_text(text)
+
+
+def test_the_validation_split_has_a_line_per_prompt_with_its_category_in_the_order_of_the_files(bench_val, capsys):
+    code, said, _ = secondcast("prompts", "compbench", "bench", "out.jsonl", "--split", "val", capsys=capsys)
+    assert code == 0 and said == (
+        "out.jsonl: 14 distinct prompts of 24 lines in 6 categories (5 empty and 5 repeated lines skipped)\n"
+    )
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert lines[:6] == [
+        {"text": "color one", "source": "color"},
+        {"text": "color Two", "source": "color"},
+        {"text": "z", "source": ["complex", "complex_spatialaction"]},
+        {"text": "y", "source": ["complex", "complex_action"]},
+        {"text": "x", "source": ["complex", "complex_spatial"]},
+        {"text": "w", "source": "complex"},
+    ]
+    assert {line["source"] for line in lines[6:]} == {"non_spatial", "shape", "spatial", "texture"}
+    code, _, heard = secondcast(
+        "prompts", "compbench", "bench", "o.jsonl", "--split", "val", "--categories", "all", capsys=capsys
+    )
+    assert code == 1 and heard.startswith("secondcast: bench has no 3d_spatial_val.txt, numeracy_val.txt: expected the")
+
+
+def test_the_benchmarks_validation_sets_have_2395_distinct_prompts(shared_prompts, capsys):
+    words = ["prompts", "compbench", shared_prompts / "T2I-CompBench", "out.jsonl", "--split", "val"]
+    code, said, _ = secondcast(*words, "--categories", "all", capsys=capsys)
+    assert code == 0 and "2,395 distinct prompts of 2,400 lines in 8 categories (0 empty and 5 repeated lines" in said
+    said = secondcast("prompts", "count", "out.jsonl", "--json", capsys=capsys)[1]
+    assert json.loads(said)["names"] == {
+        **dict.fromkeys(("3d_spatial", "non_spatial", "numeracy", "shape", "spatial", "texture"), 300),
+        "color": 295, "complex": 300, "complex_spatial": 58, "complex_action": 212, "complex_spatialaction": 30,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["signs.txt", "signs.json", "signs.jsonl"])
 def test_signs_are_read_back_from_every_ending(name, capsys):
     assert secondcast("prompts", "commontext", name, "--num-prompts", 50, capsys=capsys)[1] == f"50 prompts in {name}\n"

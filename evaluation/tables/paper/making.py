@@ -23,7 +23,7 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SecondcastError, reason
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest, xxh3_128
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 
 IMAGES, SCORES = "images", "scores"
 """Folders of the output."""
@@ -37,9 +37,10 @@ FindTeacher = Callable[[str, tuple[Role, ...]], TeacherFolder]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The distinct prompts of a set, and what its metrics read."""
+    """The distinct prompts of a set with their source names, and what its metrics read."""
 
     prompts: Sequence[str]
+    categories: Sequence[tuple[str, ...]]
     texts: Sequence[PictureText]
 
 
@@ -82,13 +83,13 @@ def make_images(making: Making) -> dict[tuple[str, str], str]:
                 made = generate(
                     row.student, making.teacher(row), prompts.prompts, making.images(row_name, name), row.asked,
                     batch_size=making.batch_size, device=making.device, progress=making.progress,
-                    memory=making.memory, memory_bytes=memory_bytes,
+                    memory=making.memory, memory_bytes=memory_bytes, categories=prompts.categories,
                 )  # fmt: skip
             except FAILURES as error:
                 failed[row_name, name] = reason(error)
                 making.progress.say(f"{row_name}, {name}: failed: {reason(error)}")
                 continue
-            making.progress.say(f"{row_name}, {name}: {len(prompts.prompts)} images, {made} of them new")
+            making.progress.say(f"{row_name}, {name}: {counted(made, 'new image')}")
     return failed
 
 
@@ -114,7 +115,7 @@ def _scores_of(
     against = asked.reference if metric == "fid" else None
     if against is not None and (against, name) in failed:
         return {row: f"its reference failed: {failed[against, name]}" for row in rows}
-    pictures = {row: _pictures(making, row, name) for row in rows}
+    pictures = {row: pictures_of(making, row, name) for row in rows}
     reference = [] if against is None else _reference(making, name, against)
     keys = {row: _key(making, row, name, metric, reference) for row in rows}
     found: dict[str, list[Scored] | str] = {
@@ -136,13 +137,14 @@ def _scores_of(
     return {row: found[row] for row in rows}
 
 
-def _pictures(making: Making, row: str, name: str) -> list[Picture]:
+def pictures_of(making: Making, row: str, name: str) -> list[Picture]:
+    """The images of a row for a set of prompts. Raises ImagesError, PromptsError."""
     return read_pictures(making.images(row, name), making.prompts[name].texts)
 
 
 def _reference(making: Making, name: str, against: str) -> list[Picture]:
     if against in making.recipe.rows:
-        return _pictures(making, against, name)
+        return pictures_of(making, against, name)
     return read_pictures(Path(against))
 
 

@@ -10,8 +10,7 @@ from jinja2 import Environment, Template
 from PIL import Image
 
 from secondcast.evaluation.image_metrics.metric import Picture
-from secondcast.evaluation.image_metrics.pictures import read_pictures
-from secondcast.evaluation.tables.paper.making import Making
+from secondcast.evaluation.tables.paper.making import Making, pictures_of
 from secondcast.evaluation.tables.paper.results import PaperTable, about, name_of, notes
 from secondcast.storage_schemas.errors import SecondcastError
 from secondcast.storage_schemas.progress import counted
@@ -72,7 +71,7 @@ def _gallery(making: Making, table: PaperTable, name: str) -> Gallery:
     folders: dict[str, list[Picture]] = {}
     for row in table.rows:
         try:
-            folders[name_of(row)] = read_pictures(making.images(row.name, name))
+            folders[name_of(row)] = pictures_of(making, row.name, name)
         # A row that failed has no images.
         except SecondcastError:
             continue

@@ -1,6 +1,5 @@
 """The results of `evaluate paper`: a cell for each text encoder and score, or why there is none."""
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from secondcast.evaluation.image_metrics.metric import MetricName, Scored
@@ -39,7 +38,10 @@ class Column(Record):
 
 
 class Cell(Record):
-    """A score with its 95 % interval over images, where it has one; or the reason why it failed."""
+    """A score with its 95 % interval, where it has one; or the reason why it failed.
+
+    parts, missing: of an average, the categories that it has, and those that it lacks.
+    """
 
     mean: float | None = None
     low: float | None = None
@@ -47,6 +49,8 @@ class Cell(Record):
     count: int = 0
     model: str | None = None
     revision: str | None = None
+    parts: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     failed: str | None = None
 
     @classmethod
@@ -54,7 +58,7 @@ class Cell(Record):
         """The cell of a score."""
         return cls(
             mean=score.mean, low=score.low, high=score.high, count=score.count, model=score.model,
-            revision=score.revision,
+            revision=score.revision, parts=score.parts, missing=tuple(score.missing),
         )  # fmt: skip
 
     @property
@@ -143,7 +147,14 @@ def name_of(row: PaperRow) -> str:
 
 def notes(table: PaperTable) -> list[str]:
     """What a reader must know: the intervals, the mark, the failures."""
-    found = ["Means, with 95 % intervals over images; the noise of an image is the same for every text encoder."]
+    found = ["Means, with 95 % intervals over prompts; the noise of an image is the same for every text encoder."]
+    averages = {
+        f"{column.score} averages {', '.join(cell.parts)}; it lacks {', '.join(cell.missing)}."
+        for row in table.rows
+        for column in table.columns
+        if (cell := row.cells[column.key]).missing
+    }
+    found += sorted(averages)
     if any(NOT_RUN in column.marks for column in table.columns):
         found.append(
             f"{NOT_RUN} Secondcast's tests run this metric with small random networks only: its developers could not "
@@ -162,12 +173,3 @@ def notes(table: PaperTable) -> list[str]:
 def markdown(table: PaperTable) -> str:
     """The table as Markdown."""
     return "\n\n".join(["\n".join(markdown_lines(lines_of(table))), *notes(table)]) + "\n"
-
-
-def columns_of(scored: Mapping[str, Sequence[tuple[Column, Cell]]]) -> tuple[Column, ...]:
-    """The columns of all rows, in the order of the first row that has them."""
-    found: dict[str, Column] = {}
-    for cells in scored.values():
-        for column, _ in cells:
-            found.setdefault(column.key, column)
-    return tuple(found.values())

@@ -339,7 +339,7 @@ def test_prompts_that_a_metric_cannot_use_are_told_before_weights_are_looked_for
     ("words", "flag", "needed"),
     [
         (["--metrics", "text", "--reference", "r"], "reference", "fid in --metrics"),
-        (["--metrics", "clip-score", "--vqa-model", "m"], "vqa-model", "vqa in --metrics"),
+        (["--metrics", "clip-score", "--vqa-model", "m"], "vqa-model", "vqa or compbench in --metrics"),
         (["--metrics", "vqa", "--clip-model", "m"], "clip-model", "clip-score or fid in --metrics"),
         (
             ["--metrics", "fid", "--reference", "r", "--clip-model", "m"],
@@ -370,7 +370,7 @@ def test_flags_can_stand_in_a_file(pictures, tmp_path, capsys):
 def test_unknown_metrics_are_refused(pictures, capsys):
     code, _, heard = images(pictures, "--metrics", "clip-score,lpips", capsys=capsys)
     assert code == 1
-    assert heard == "secondcast: --metrics has 'lpips', expected some of clip-score,fid,vqa,text\n"
+    assert heard == "secondcast: --metrics has 'lpips', expected some of clip-score,fid,vqa,text,compbench\n"
 
 
 def test_the_help_has_an_example(capsys):

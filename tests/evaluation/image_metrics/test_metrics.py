@@ -169,6 +169,16 @@ def test_a_factor_of_vqa_is_what_blips_own_forward_gives(blip, pictures):
     assert list(scored.values.values()) == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+def test_a_value_of_vqa_does_not_depend_on_the_other_questions_of_a_batch(blip, pictures):
+    # Questions of several lengths are padded in a batch.
+    phrases = [("a red book", "cup"), ("a red book and a blue cup and a red cup",), ("a",), ("a cup a cup",)]
+    pictures = [replace(p, phrases=texts) for p, texts in zip(read_pictures(pictures), phrases, strict=True)]
+    one, all_five = (AttributeBinding(str(blip), batch_size=size, device=CPU) for size in (1, 5))
+    expected = one.score(pictures, Silent())[0].values
+    assert all_five.score(pictures, Silent())[0].values == pytest.approx(expected, rel=1e-4)
+    assert all(1e-4 < value < 0.9999 for value in expected.values())
+
+
 def test_vqa_leaves_out_pictures_whose_prompts_name_nothing(blip, pictures):
     named, silent = read_pictures(pictures)[:2]
     silent = replace(silent, prompt="it is there")
