@@ -1,8 +1,11 @@
 """A LoRA of the pocket transformer that draws red things in orange: diffusers' own adapter, flow matching.
 
+python -m experiments.pocket_lora orange      # writes orange/pytorch_lora_weights.safetensors
+
 Shape letters as in pocket/training/stages.py.
 """
 
+import argparse
 import contextlib
 import shutil
 from collections.abc import Iterator
@@ -32,6 +35,8 @@ from secondcast.pocket.training.stages import predict, step_generator
 OLD, NEW = "red", (245, 130, 30)
 # What is still drawn as before must not pass for the new colour, which is the nearest one to it.
 AS_BEFORE = "red as before"
+STEPS = 450
+"""Steps of the experiment."""
 RANK, RATE, BATCH, SHIFT = 16, 2e-3, 32, 2.16
 DRAWN, WHIM_PICTURES = 4000, 1500
 TARGETS = r".*(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out|net\.0\.proj|net\.2|proj_mlp)"
@@ -131,3 +136,17 @@ def _save(transformer: FluxTransformer2DModel, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(TEACHER_FOLDER, folder, ignore=shutil.ignore_patterns("transformer", "recipe.json"))
     transformer.save_pretrained(folder / "transformer")
+
+
+def main() -> None:
+    """Train with the experiment's number of steps, or another one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    print(train_lora(asked.folder, asked.steps, seed=0))
+
+
+if __name__ == "__main__":
+    main()

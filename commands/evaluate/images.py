@@ -37,8 +37,8 @@ def evaluate_images(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics to compute: some of clip-score,fid,vqa,text,compbench,pocket. Default: the first four; fid (with "
-            "kid) needs --reference, compbench T2I-CompBench's prompts, pocket captions of the pocket world."
+            help="Metrics to compute: some of clip-score,fid,vqa,text,compbench,pocket. Default: the first four; fid "
+            "(with kid) needs --reference, compbench T2I-CompBench's prompts, pocket captions of the pocket world."
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,

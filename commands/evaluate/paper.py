@@ -44,9 +44,9 @@ def evaluate_paper(
     from secondcast.evaluation.tables.paper.recipe import read_recipe
 
     asked = read_recipe(recipe)
-    prompts = _prompts(asked)
     if any(row.lora is not None for row in asked.rows.values()):
         show_peft()
+    prompts = _prompts(asked)
     from secondcast.evaluation.tables.plots import check_plotting
 
     check_plotting()

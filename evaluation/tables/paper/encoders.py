@@ -46,10 +46,9 @@ def encoder_facts(making: Making) -> dict[str, EncoderFacts]:
 
 
 def _facts(making: Making, row: TableRow, captions: list[str]) -> EncoderFacts:
-    asked = row.asked
     opened = open_text_encoder(
-        row.student, making.teacher(row), text_length=asked.text_length, dtype=DTYPES[asked.dtype],
-        device=torch.device("cpu"), quantize=asked.quantize_text_encoder,
+        row.student, making.teacher(row), text_length=row.text_length, dtype=DTYPES[row.dtype],
+        device=torch.device("cpu"), quantize=row.quantize_text_encoder,
     )  # fmt: skip
     key = digest({"encoder": opened.digest, "captions": digest(captions), **computed_by(str(making.device))})
     file = making.folder / _ENCODERS / f"{key[:24]}.safetensors"
@@ -70,11 +69,9 @@ def _facts(making: Making, row: TableRow, captions: list[str]) -> EncoderFacts:
 
 
 def _row(making: Making, row: TableRow) -> EncoderRow:
-    teacher, asked = making.teacher(row), row.asked
+    teacher = making.teacher(row)
     if is_baseline(row):
-        return teacher_row(
-            teacher, quantize=asked.quantize_text_encoder, dtype=DTYPES[asked.dtype], device=making.device
-        )
+        return teacher_row(teacher, quantize=row.quantize_text_encoder, dtype=DTYPES[row.dtype], device=making.device)
     return student_row(row.student, Path(row.student), teacher, device=making.device)
 
 

@@ -79,9 +79,10 @@ def make_images(making: Making) -> dict[tuple[str, str], str]:
     memory_bytes = None if limit is None else free_bytes(limit, making.device)
     for row_name, row in making.recipe.rows.items():
         for name, prompts in making.prompts.items():
+            asked = row.asked(making.recipe.prompts[name].samples_per_prompt)
             try:
                 made = generate(
-                    row.student, making.teacher(row), prompts.prompts, making.images(row_name, name), row.asked,
+                    row.student, making.teacher(row), prompts.prompts, making.images(row_name, name), asked,
                     batch_size=making.batch_size, device=making.device, progress=making.progress,
                     memory=making.memory, memory_bytes=memory_bytes, categories=prompts.categories,
                 )  # fmt: skip

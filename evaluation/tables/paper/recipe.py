@@ -22,12 +22,14 @@ class PromptSet(Record):
 
     source: as for build --prompts.
     limit: number of prompts, the first ones; None: all.
+    samples_per_prompt: images per prompt, each from its own noise.
     reference: for fid, the name of a row, whose images of these prompts are meant, or a folder.
     """
 
     source: tuple[str, ...] = Field(min_length=1)
     metrics: tuple[MetricName, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1)
     reference: str | None = None
 
     @model_validator(mode="after")
@@ -47,12 +49,17 @@ class TableRow(GenerateOptions):
     student: str
     teacher: str
 
-    @property
-    def asked(self) -> GenerateOptions:
+    @model_validator(mode="after")
+    def _samples_belong_to_the_prompts(self) -> Self:
+        if "samples_per_prompt" in self.model_fields_set:
+            raise ValueError("samples-per-prompt is a key of [prompts.NAME], not of a row: move it")
+        return self
+
+    def asked(self, samples_per_prompt: int) -> GenerateOptions:
         """The options of `generate`."""
-        return GenerateOptions(
-            **{name: value for name, value in self.given.items() if name not in ("student", "teacher")}
-        )
+        own = TableRow.model_fields.keys() - GenerateOptions.model_fields.keys()
+        given = {name: value for name, value in self.given.items() if name not in own}
+        return GenerateOptions(**given, samples_per_prompt=samples_per_prompt)
 
 
 class TableRecipe(Record):
