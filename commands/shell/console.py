@@ -5,6 +5,7 @@ lacks. Every function here escapes both.
 """
 
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable
 from types import TracebackType
@@ -18,6 +19,8 @@ from secondcast.storage_schemas.io.printable import printable, printable_json
 
 # Width of a table in a pipe or a file.
 _ANY_WIDTH = 1000
+TEXT_COLUMNS = 80
+"""Width of wrapped text in a pipe or a file."""
 
 
 def make_streams_safe() -> None:
@@ -39,6 +42,19 @@ def print_line(text: str, *, style: str | None = None) -> None:
         print(_shown(text))
     else:
         _console().print(Text(_shown(text)), style=style)
+
+
+def print_wrapped(text: str, *, style: str | None = None) -> None:
+    """Print a text in lines as wide as the terminal (without one: TEXT_COLUMNS); words, such as flags, stay whole.
+
+    All lines but the first are indented.
+    """
+    width = terminal_width() or TEXT_COLUMNS
+    shown = textwrap.wrap(
+        _shown(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
+    for line in shown:
+        print_line(line, style=style)
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -88,11 +104,11 @@ class PlainTable(Table):
         super().add_row(*map(_cell, cells), **options)
 
 
-def print_table(table: PlainTable) -> None:
-    """Print a table as wide as the terminal (without one, as wide as its content); long cells are folded."""
+def print_table(table: PlainTable, *, columns: int = _ANY_WIDTH) -> None:
+    """Print a table as wide as the terminal (without one, of at most so many columns); long cells are folded."""
     console = _console()
     if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, emoji=False, width=_ANY_WIDTH)
+        console = Console(file=sys.stdout, highlight=False, emoji=False, width=columns)
     console.print(table)
 
 
