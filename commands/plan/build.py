@@ -89,7 +89,8 @@ def build_plan(
     from secondcast.commands.plan.build_rows import build_facts
 
     facts = build_facts(manifest, folder, batch_size=asked.batch_size, rate_flops=rate.flops_per_s, gpus=gpus)
-    verdicts, fits = [], []
+    fits: list[dict[str, Any]] = []
+    verdicts: list[str] = []
     if card is not None:
         fits, verdicts = _memory_fits(manifest, folder, card, facts["gpu_memory"])
     if disk is not None:
@@ -115,7 +116,8 @@ def _memory_fits(
     fits, verdicts, card_bytes = [], [], card.memory_gib * _GIB
     for name, facts in gpu_memory.items():
         stage, rows = name.replace("_", " "), gpu_memory_of(facts).largest_batch(card_bytes)
-        fix, larger = _CPU_STAGE, f"use a larger GPU, or a CPU for this stage ({_CPU_STAGE})"
+        fix: str | None = _CPU_STAGE
+        larger = f"use a larger GPU, or a CPU for this stage ({_CPU_STAGE})"
         if rows >= 1:
             fix = f"--batch-size {rows}"
         elif name == "sample_stage":

@@ -67,7 +67,8 @@ def plan_recipe(
 ) -> None:
     """Estimate the cost of a recipe's builds, initial student and run. Loads and downloads no weights.
 
-    Example: secondcast plan recipe recipes/flux-24gb.toml --num-prompts 50000 --build-gpu h100 --train-gpu 4090 --time-budget 72h
+    Example: secondcast plan recipe recipes/flux-24gb.toml --num-prompts 50000 --build-gpu h100 --train-gpu 4090
+    --time-budget 72h
     """
     tables, evidence = _tables(recipe)
     builds, caches = _builds(recipe, tables, num_prompts or []), _caches_of_builds(tables)

@@ -176,7 +176,8 @@ def print_both(facts: Mapping[str, Any]) -> None:
     both = facts["both_phases"]
     print_wrapped(both["verdict"], style=verdict_style(both["verdict"]) or "bold")
     table = figure_table(
-        "phase", "hours", "USD", "GPU GiB with a\nmargin, calculated", "host GiB,\ncalculated", "on disk GiB,\nestimated"
+        "phase", "hours", "USD", "GPU GiB with a\nmargin, calculated", "host GiB,\ncalculated",
+        "on disk GiB,\nestimated",
     )  # fmt: skip
     for phase in both["phases"]:
         there = "" if phase["available_bytes"] is None else f" of {phase['available_bytes'] / _GIB:.1f}"

@@ -144,8 +144,8 @@ def find_card(name: str, *, gpu_flag: str = "--gpu", tflops_flag: str = "--tflop
     if wanted in by_key:
         return by_key[wanted]
     raise SettingsError(
-        f"{gpu_flag} {name!r} is unknown, expected one of {', '.join(card.name for card in CARDS)}; or give its achieved "
-        f"rate with {tflops_flag}, and for training its memory with --max-gpu-memory"
+        f"{gpu_flag} {name!r} is unknown, expected one of {', '.join(card.name for card in CARDS)}; or give its "
+        f"achieved rate with {tflops_flag}, and for training its memory with --max-gpu-memory"
     )
 
 
