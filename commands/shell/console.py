@@ -105,7 +105,10 @@ class PlainTable(Table):
 
 
 def print_table(table: PlainTable, *, columns: int = _ANY_WIDTH) -> None:
-    """Print a table as wide as the terminal (without one, of at most so many columns); long cells are folded."""
+    """Print a table as wide as the terminal; long cells are folded.
+
+    columns: largest width without a terminal.
+    """
     console = _console()
     if not console.is_terminal:
         console = Console(file=sys.stdout, highlight=False, emoji=False, width=columns)
