@@ -1,6 +1,7 @@
 """Shared parts of the plans: the GPU and its rate, the teacher's configuration files, tables of figures."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,7 +77,7 @@ class GpuChoice:
         from secondcast.models.cost.cards import find_card
 
         rate_flag = self.flag("tflops")
-        if self.tflops is not None and self.tflops <= 0:
+        if self.tflops is not None and not 0 < self.tflops < inf:
             raise SettingsError(f"{rate_flag} is {self.tflops}, expected the achieved TFLOP/s, above 0")
         return None if self.name is None else find_card(self.name, gpu_flag=self.flag("gpu"), tflops_flag=rate_flag)
 

@@ -70,8 +70,26 @@ def plan_recipe(
     Example: secondcast plan recipe recipes/flux-24gb.toml --num-prompts 50000 --build-gpu h100 --train-gpu 4090
     --time-budget 72h
     """
+    building = RentedGpu(gpu=GpuChoice(name=build_gpu, tflops=build_tflops, phase="build"), usd_per_hour=build_price)
+    training = RentedGpu(gpu=GpuChoice(name=train_gpu, tflops=train_tflops, phase="train"), usd_per_hour=train_price)
+    facts = recipe_plan(recipe, num_prompts or [], time_budget, memory, building, training)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_recipe(facts)
+
+
+def recipe_plan(
+    recipe: Path,
+    num_prompts: Sequence[str],
+    time_budget: str | None,
+    memory: GpuMemoryLimit,
+    building: RentedGpu,
+    training: RentedGpu,
+) -> dict[str, Any]:
+    """The estimated cost of a recipe, as JSON types; arguments: see plan_recipe."""
     tables, evidence = _tables(recipe)
-    builds, caches = _builds(recipe, tables, num_prompts or []), _caches_of_builds(tables)
+    builds, caches = _builds(recipe, tables, num_prompts), _caches_of_builds(tables)
     initial = initial_options(recipe, tables["init-student"]) if "init-student" in tables else None
     named = [name for name, _, _ in builds.values()] + ([] if initial is None else [initial[0]])
     teacher, *others = dict.fromkeys(named)
@@ -79,8 +97,6 @@ def plan_recipe(
         raise SettingsError(
             f"the tables of {recipe} have the teachers {teacher} and {others[0]}, expected one teacher for the student"
         )
-    building = RentedGpu(gpu=GpuChoice(name=build_gpu, tflops=build_tflops, phase="build"), usd_per_hour=build_price)
-    training = RentedGpu(gpu=GpuChoice(name=train_gpu, tflops=train_tflops, phase="train"), usd_per_hour=train_price)
     to_come: dict[str, PlannedBuild] = {}
     facts: dict[str, Any] = {"build": {}}
     for name, (_, asked, prompts) in builds.items():
@@ -96,11 +112,7 @@ def plan_recipe(
     read = {name for stage in facts["train"]["ways"][AS_ASKED]["stages"] for name in stage["caches"]}
     copied = [name for name in builds if read & {*caches.get(name, [name])}]
     both = both_phases(facts, copied, building, training)
-    facts |= {"both_phases": {"verdict": verdict_text(both), **both}, "evidence": evidence}
-    if as_json:
-        print_json(facts)
-    else:
-        _print_recipe(facts)
+    return {**facts, "both_phases": {"verdict": verdict_text(both), **both}, "evidence": evidence}
 
 
 def _print_recipe(facts: Mapping[str, Any]) -> None:

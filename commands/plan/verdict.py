@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from secondcast.commands.plan.cards import GpuChoice, figure_table, hours_text, print_figures, verdict_style
 from secondcast.commands.plan.train_rows import AS_ASKED, FITTED
 from secondcast.commands.shell.console import print_wrapped
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import duration_text, size_text
 
 _GIB = 2**30
@@ -22,6 +24,11 @@ class RentedGpu:
 
     gpu: GpuChoice
     usd_per_hour: float | None
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a price that is no number."""
+        if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < inf:
+            raise SettingsError(f"{self.gpu.flag('price')} is {self.usd_per_hour}, expected USD per hour, at least 0")
 
     def facts(self) -> dict[str, Any]:
         """Name and price as JSON types; the price is None where neither is given."""
