@@ -18,13 +18,12 @@ from secondcast.commands.plan.cards import (
     gpu_facts,
     hours_text,
     outline,
-    print_facts,
     print_figures,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import PlainTable, print_json, print_line
+from secondcast.commands.shell.console import PlainTable, print_facts, print_json, print_line
 from secondcast.commands.shell.resolve import Json, teacher_names
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted

@@ -140,19 +140,6 @@ def fit_facts(what: str, needed_bytes: float, there_bytes: float, fix: str | Non
     return {**facts, "fix": None if fits else fix}
 
 
-def print_facts(rows: dict[str, str]) -> None:
-    """Print names and values in two columns; long values are wrapped in their column."""
-    grid = PlainTable(
-        box=None, padding=(0, 2, 0, 0), collapse_padding=True, show_header=False, show_footer=False, show_edge=False,
-        pad_edge=False,
-    )  # fmt: skip
-    grid.add_column(no_wrap=True, style="bold")
-    grid.add_column()
-    for name, value in rows.items():
-        grid.add_row(name, value)
-    print_figures(grid)
-
-
 def figure_table(first: str, *figures: str, title: str | None = None) -> PlainTable:
     """A table of names and right-aligned figures."""
     table = PlainTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

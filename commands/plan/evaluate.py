@@ -15,13 +15,12 @@ from secondcast.commands.plan.cards import (
     gpu_facts,
     hours_text,
     outline,
-    print_facts,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.plan.sampling import PlannedStudent, print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import print_json
+from secondcast.commands.shell.console import print_facts, print_json
 from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.cache_scoring import TRAJECTORIES, CacheScoring, CacheScoringOptions
 from secondcast.models.memory.limit import named_bytes

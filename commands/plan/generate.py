@@ -14,13 +14,12 @@ from secondcast.commands.plan.cards import (
     fit_facts,
     gpu_facts,
     outline,
-    print_facts,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.plan.sampling import PlannedStudent, print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import print_json
+from secondcast.commands.shell.console import print_facts, print_json
 from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.memory.options import SamplingMemory

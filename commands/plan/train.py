@@ -18,14 +18,13 @@ from secondcast.commands.plan.cards import (
     hours_text,
     number_text,
     outline,
-    print_facts,
     print_figures,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.plan.initial import planned_student
 from secondcast.commands.shell.config_file import Config, has_stages
-from secondcast.commands.shell.console import print_json, print_wrapped
+from secondcast.commands.shell.console import print_facts, print_json, print_wrapped
 from secondcast.commands.shell.resolve import Json, quiet_imports, student_source
 from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
 from secondcast.models.memory.options import GpuMemoryLimit

@@ -28,7 +28,9 @@ class RentedGpu:
     def __post_init__(self) -> None:
         """Raise SettingsError for a price that is no number."""
         if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < inf:
-            raise SettingsError(f"{self.gpu.flag('price')} is {self.usd_per_hour}, expected USD per hour, at least 0")
+            raise SettingsError(
+                f"{self.gpu.flag('price')} is {self.usd_per_hour}, expected a number of USD per hour, 0 or more"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Name and price as JSON types; the price is None where neither is given."""

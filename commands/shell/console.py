@@ -7,7 +7,7 @@ lacks. Every function here escapes both.
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import IO, Any
 
@@ -49,12 +49,19 @@ def print_wrapped(text: str, *, style: str | None = None) -> None:
 
     All lines but the first are indented.
     """
-    width = terminal_width() or TEXT_COLUMNS
-    shown = textwrap.wrap(
-        _shown(text), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )  # fmt: skip
-    for line in shown:
+    for line in _wrapped(text, indent=2):
         print_line(line, style=style)
+
+
+def print_facts(rows: Mapping[str, str]) -> None:
+    """Print names and values in two columns, wrapped as by print_wrapped."""
+    column = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        first, *others = _wrapped(f"{name:<{column}}{value}", indent=column)
+        line = Text(first)
+        line.stylize("bold", 0, len(name))
+        _console().print(line)
+        print_lines(others)
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -118,6 +125,13 @@ def print_table(table: PlainTable, *, columns: int = _ANY_WIDTH) -> None:
 def _console() -> Console:
     # Without emoji: `:dog:` in a prompt is literal text. Created for each call, because stdout may be replaced.
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
+
+
+def _wrapped(text: str, *, indent: int) -> list[str]:
+    width, following = terminal_width() or TEXT_COLUMNS, " " * indent
+    return textwrap.wrap(
+        _shown(text), width, subsequent_indent=following, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
 
 
 def _encoding(stream: IO[str]) -> str:

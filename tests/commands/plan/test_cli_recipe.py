@@ -133,7 +133,7 @@ def test_without_a_gpu_the_verdict_says_what_is_unknown(words, start, planned):
     [
         (["--build-gpu", "voodoo"], "--build-gpu 'voodoo' is unknown, expected one of RTX 3060 12GB, "),
         (["--train-gpu", "voodoo"], "--train-gpu 'voodoo' is unknown, expected one of RTX 3060 12GB, "),
-        (["--train-price", "nan"], "--train-price is nan, expected USD per hour, at least 0"),
+        (["--train-price", "inf"], "--train-price is inf, expected a number of USD per hour, 0 or more"),
         (["--build-tflops", "nan"], "--build-tflops is nan, expected the achieved TFLOP/s, above 0"),
         (["--train-tflops", 0], "--train-tflops is 0.0, expected the achieved TFLOP/s, above 0"),
         (["--train-price", "-1"], "--train-price is '-1', expected at least 0 (see secondcast plan recipe --help)"),
