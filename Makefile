@@ -5,7 +5,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 
 PYTHON313 ?= python3.13
 
-.PHONY: demo test test-thorough test-all test-oldest test-py313 test-cpus test-transformers-4 check clean
+.PHONY: demo test test-thorough test-all test-oldest test-py313 test-cpus test-transformers-4 test-wheel check clean
 
 demo: .venv/.ready
 	$(BIN)/secondcast demo
@@ -36,6 +36,16 @@ test-py313: .venv-py313/.ready
 # Exports are for users of transformers 4, too.
 test-transformers-4: .venv/.ready-dev .venv/transformers-4/.ready
 	$(BIN)/python -m pytest tests/trainer/run/test_export_in_transformers_4.py
+
+# What a user of the wheel gets: it is built alone, installed with its dependencies, and runs outside of the checkout.
+test-wheel:
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv-wheel/wheel .
+	.venv-wheel/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt .venv-wheel/wheel/*.whl
+	cd .venv-wheel && bin/python -c "from secondcast import Cache; print(Cache.__module__)"
+	cd .venv-wheel && bin/secondcast --version
+	cd .venv-wheel && bin/secondcast plan build --teacher FLUX.1-dev --num-prompts 1000 --gpu h100
 
 check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/ruff check .
@@ -77,4 +87,4 @@ check: .venv/.ready-dev .mypy/secondcast
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy .venv-oldest .venv-py313 demo
+	rm -rf .venv .mypy .venv-oldest .venv-py313 .venv-wheel build demo

@@ -10,20 +10,20 @@ import typer
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.plan.cards import (
     Gpu,
+    GpuChoice,
     Tflops,
     count_text,
     figure_table,
     fit_facts,
     gpu_facts,
     hours_text,
-    named_card,
     outline,
-    print_facts,
+    print_figures,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_table
+from secondcast.commands.shell.console import PlainTable, print_facts, print_json, print_line
 from secondcast.commands.shell.resolve import Json, teacher_names
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
@@ -61,7 +61,7 @@ def plan_build(
 
     Example: secondcast plan build --teacher FLUX.1-dev --num-prompts 50000 --gpu h100
     """
-    facts = build_plan(teacher, asked, num_prompts, gpu, tflops, gpus=gpus, disk=disk)
+    facts = build_plan(teacher, asked, num_prompts, GpuChoice(name=gpu, tflops=tflops), gpus=gpus, disk=disk)
     if as_json:
         print_json(facts)
     else:
@@ -72,8 +72,7 @@ def build_plan(
     teacher: str,
     asked: PlannedBuild,
     num_prompts: int | None,
-    gpu: str | None,
-    tflops: float | None,
+    gpu: GpuChoice,
     *,
     gpus: int = 1,
     disk: str | None = None,
@@ -83,20 +82,16 @@ def build_plan(
         raise SettingsError(
             f"--disk {disk} does not exist: expected an existing folder on the disk of the planned cache"
         )
-    card = named_card(gpu, tflops)
+    card = gpu.card()
     manifest, folder, configs = outline(teacher, num_prompts, asked)
-    rate = rate_of(card, tflops, manifest)
-    from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_verdict
+    rate = rate_of(gpu, manifest)
+    from secondcast.commands.plan.build_rows import build_facts
 
     facts = build_facts(manifest, folder, batch_size=asked.batch_size, rate_flops=rate.flops_per_s, gpus=gpus)
-    verdicts, fits = [], []
+    fits: list[dict[str, Any]] = []
+    verdicts: list[str] = []
     if card is not None:
-        memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
-        fits = [fit_facts(name.replace("_", " "), memory[name]["needed_bytes"], card_bytes) for name in memory]
-        verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
-        if "sample_stage" in memory:
-            fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
-            verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
+        fits, verdicts = _memory_fits(manifest, folder, card, facts["gpu_memory"])
     if disk is not None:
         from secondcast.cache_builder.opening.disk import free_disk
 
@@ -104,15 +99,40 @@ def build_plan(
         fits.append(fit_facts("cache on disk", facts["disk"]["stored_high_bytes"], free_bytes))
         verdicts.append(_disk_verdict(folder_there, free_bytes, facts["disk"]))
     facts = {"teacher": {"source": folder.source, "configs": configs}, **facts}
-    facts |= {"gpu": gpu_facts(card, rate, gpus), "fits": fits, "verdicts": verdicts}
+    facts |= {"gpu": gpu_facts(gpu, rate, gpus), "fits": fits, "verdicts": verdicts}
     return facts
 
 
-_ON_A_CPU = "use a larger GPU, or a CPU for this stage (--stage text --device cpu)"
+_CPU_STAGE = "--stage text --device cpu"
 
 
-def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
-    """The fix where all weights on the GPU do not fit: an exact placement, or quantized weights, if they fit."""
+def _memory_fits(
+    manifest: "Manifest", folder: "TeacherFolder", card: "Card", gpu_memory: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Whether each stage fits on a GPU, with the option that makes it fit; as JSON types and as lines."""
+    from secondcast.commands.plan.build_rows import gpu_memory_of, gpu_verdict
+
+    fits, verdicts, card_bytes = [], [], card.memory_gib * _GIB
+    for name, facts in gpu_memory.items():
+        stage, rows = name.replace("_", " "), gpu_memory_of(facts).largest_batch(card_bytes)
+        fix: str | None = _CPU_STAGE
+        larger = f"use a larger GPU, or a CPU for this stage ({_CPU_STAGE})"
+        if rows >= 1:
+            fix = f"--batch-size {rows}"
+        elif name == "sample_stage":
+            fix, larger = _smaller_way(manifest, folder, card, facts["batch_size"])
+        fits.append(fit_facts(stage, facts["needed_bytes"], card_bytes, fix))
+        verdicts.append(gpu_verdict(stage, facts, card, larger=larger))
+    return fits, verdicts
+
+
+def _smaller_way(
+    manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int
+) -> tuple[str | None, str]:
+    """The fix where all weights on the GPU do not fit: an exact placement, or quantized weights, if they fit.
+
+    Its option (None if nothing fits), and a line about it.
+    """
     from secondcast.cache_builder.settings import placed
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_memory_of
     from secondcast.models.cost.placement import place, sample_stage_cost
@@ -126,7 +146,8 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
             host_bytes=None,
         )
         exact = " with the exact weights" if manifest.sampling.quantize == "none" else ""
-        return f"--max-gpu-memory {card.memory_gib:g}GiB fits{exact}: {found.flags}"
+        option = f"--max-gpu-memory {card.memory_gib:g}GiB"
+        return option, f"{option} fits{exact}: {found.flags}"
     for kind in ("int8", "nf4"):
         sampling = manifest.sampling.model_copy(update={"quantize": kind})
         quantized = manifest.model_copy(update={"sampling_or_none": sampling})
@@ -134,11 +155,12 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
         memory = gpu_memory_of(facts["gpu_memory"]["sample_stage"])
         if (rows := memory.largest_batch(card.memory_gib * _GIB)) >= 1:
             needed = replace(memory, batch_size=1).total_bytes / _GIB
-            return (
+            fewer = "" if rows >= batch_size else f" --batch-size {rows}"
+            return f"--quantize {kind}{fewer}", (
                 f"{LARGER_CARD}, or --quantize {kind} ({needed:.1f} GiB at batch 1, up to batch {rows}): then train "
                 f"with the same value, because quantization changes the teacher"
             )
-    return LARGER_CARD
+    return None, LARGER_CARD
 
 
 def _disk_verdict(folder: Any, free: float, facts: dict[str, Any]) -> str:
@@ -157,9 +179,9 @@ def print_build(facts: dict[str, Any]) -> None:
         "cache": _cache_text(facts["cache"]),
         "parameters": ", ".join(f"{name.replace('_', ' ')} {count_text(n)}" for name, n in facts["parameters"].items()),
     })  # fmt: skip
-    print_table(_array_table(facts))
+    print_figures(_array_table(facts))
     table = figure_table(
-        "stage", "TFLOP per row", "hours", "weights GiB", "activations GiB", "total GiB, calculated"
+        "stage", "TFLOP\nper row", "hours", "weights\nGiB", "activations\nGiB", "total GiB,\ncalculated"
     )  # fmt: skip
     for stage, each in (("text", "text_flop_per_prompt"), ("sample", "sample_flop_per_trajectory")):
         if (memory := facts["gpu_memory"].get(f"{stage}_stage")) is None:
@@ -169,7 +191,7 @@ def print_build(facts: dict[str, Any]) -> None:
             hours_text(compute[f"{stage}_hours"]), f"{memory['weights_bytes'] / _GIB:.2f}",
             f"{memory['activations_bytes'] / _GIB:.2f}", f"{memory['total_bytes'] / _GIB:.2f}",
         )  # fmt: skip
-    print_table(table)
+    print_figures(table)
     print_line(f"host memory: {facts['host_memory_bytes'] / _GIB:.1f} GiB (calculated)")
     if compute.get("write_bytes_per_second") is not None:
         print_line(f"writing: {compute['write_bytes_per_second'] / 1e6:.2f} MB/s raw")

@@ -1,13 +1,14 @@
 """Shared parts of the plans: the GPU and its rate, the teacher's configuration files, tables of figures."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.commands.shell.console import PlainTable, print_line, print_table
+from secondcast.commands.shell.console import TEXT_COLUMNS, PlainTable, print_table, print_wrapped
 from secondcast.commands.shell.resolve import POCKET, quiet_imports, resolve_teacher
 from secondcast.storage_schemas.errors import SettingsError
 
@@ -56,13 +57,29 @@ def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifes
     return outline_manifest(asked, folder, prompt_count=count, samples_per_prompt=samples_per_prompt), folder, configs
 
 
-def named_card(gpu: str | None, tflops: float | None) -> "Card | None":
-    """The GPU of --gpu."""
-    from secondcast.models.cost.cards import find_card
+@dataclass(frozen=True, kw_only=True)
+class GpuChoice:
+    """A GPU and its rate, as options give them.
 
-    if tflops is not None and tflops <= 0:
-        raise SettingsError(f"--tflops is {tflops}, expected the achieved TFLOP/s, above 0")
-    return None if gpu is None else find_card(gpu)
+    phase: the word that these options begin with, such as build for --build-gpu; None for --gpu and --tflops.
+    """
+
+    name: str | None = None
+    tflops: float | None = None
+    phase: str | None = None
+
+    def flag(self, name: str) -> str:
+        """The option of this GPU."""
+        return f"--{name}" if self.phase is None else f"--{self.phase}-{name}"
+
+    def card(self) -> "Card | None":
+        """The named GPU; SettingsError for an unknown one, and for a rate that is none."""
+        from secondcast.models.cost.cards import find_card
+
+        rate_flag = self.flag("tflops")
+        if self.tflops is not None and not 0 < self.tflops < inf:
+            raise SettingsError(f"{rate_flag} is {self.tflops}, expected the achieved TFLOP/s, above 0")
+        return None if self.name is None else find_card(self.name, gpu_flag=self.flag("gpu"), tflops_flag=rate_flag)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +94,11 @@ class Rate:
     bytes_per_flop: float | None = None
 
 
-def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest", dtype: str | None = None) -> Rate:
+def rate_of(gpu: GpuChoice, manifest: "Manifest", dtype: str | None = None) -> Rate:
     """The rate of a (planned) cache's transformer at its size; dtype: of its calls, None for the cache's."""
-    if tflops is not None:
-        return Rate(flops_per_s=tflops * 1e12)
+    if gpu.tflops is not None:
+        return Rate(flops_per_s=gpu.tflops * 1e12)
+    card = gpu.card()
     # The table is for bf16: float32 is slower by a factor that depends on the GPU.
     if card is None or (dtype or manifest.dtype) != "bfloat16":
         return Rate(flops_per_s=None)
@@ -95,10 +113,11 @@ def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest", dty
     return Rate(flops_per_s=card.flops_per_s(bytes_per_flop), bytes_per_flop=bytes_per_flop)
 
 
-def gpu_facts(card: "Card | None", rate: Rate, gpus: int) -> dict[str, Any]:
-    """The GPU as JSON types."""
+def gpu_facts(gpu: GpuChoice, rate: Rate, gpus: int) -> dict[str, Any]:
+    """The GPU as JSON types. rate_basis: what the rate is calculated from, or why it is unknown."""
     from secondcast.models.cost.cards import BANDWIDTH_FRACTION
 
+    card = gpu.card()
     return {
         "name": card.name if card else None,
         "count": gpus,
@@ -110,26 +129,15 @@ def gpu_facts(card: "Card | None", rate: Rate, gpus: int) -> dict[str, Any]:
         "bytes_per_flop": rate.bytes_per_flop,
         "matrix_fraction": card.matrix_fraction if card else None,
         "bandwidth_fraction": BANDWIDTH_FRACTION,
+        "rate_basis": _why_no_rate(gpu, card) if rate.flops_per_s is None else _rate_basis(gpu, card, rate),
     }
 
 
-def fit_facts(what: str, needed_bytes: float, there_bytes: float) -> dict[str, Any]:
-    """Whether something fits, as JSON types."""
+def fit_facts(what: str, needed_bytes: float, there_bytes: float, fix: str | None = None) -> dict[str, Any]:
+    """Whether something fits, as JSON types. fix: the option with which it fits, where it does not."""
     fits = needed_bytes <= there_bytes
-    return {"what": what, "fits": fits, "needed_bytes": int(needed_bytes), "available_bytes": int(there_bytes)}
-
-
-def print_facts(rows: dict[str, str]) -> None:
-    """Print names and values in two columns; long values are wrapped in their column."""
-    grid = PlainTable(
-        box=None, padding=(0, 2, 0, 0), collapse_padding=True, show_header=False, show_footer=False, show_edge=False,
-        pad_edge=False,
-    )  # fmt: skip
-    grid.add_column(no_wrap=True, style="bold")
-    grid.add_column()
-    for name, value in rows.items():
-        grid.add_row(name, value)
-    print_table(grid)
+    facts = {"what": what, "fits": fits, "needed_bytes": int(needed_bytes), "available_bytes": int(there_bytes)}
+    return {**facts, "fix": None if fits else fix}
 
 
 def figure_table(first: str, *figures: str, title: str | None = None) -> PlainTable:
@@ -141,36 +149,48 @@ def figure_table(first: str, *figures: str, title: str | None = None) -> PlainTa
     return table
 
 
+def print_figures(table: PlainTable) -> None:
+    """Print a table in the width of the text."""
+    print_table(table, columns=TEXT_COLUMNS)
+
+
 def print_gpu(facts: dict[str, Any]) -> None:
     """Print the rate behind the hours, and the verdicts."""
     gpu = facts["gpu"]
     if gpu["achieved_flop_per_second"] is None:
-        print_line(f"hours: unknown, {_why_no_rate(gpu)}")
+        print_wrapped(f"hours: unknown, {gpu['rate_basis']}")
     else:
         rate = f"{gpu['achieved_flop_per_second'] / 1e12:.1f} TFLOP/s"
-        print_line(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}; {_how(gpu)}")
+        print_wrapped(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}; {gpu['rate_basis']}")
     for verdict in facts["verdicts"]:
-        fits = {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
-        print_line(verdict, style=fits)
+        print_wrapped(verdict, style=verdict_style(verdict))
 
 
-def _how(gpu: dict[str, Any]) -> str:
-    if gpu["bytes_per_flop"] is None:
-        return "from --tflops"
+def verdict_style(verdict: str) -> str | None:
+    """The colour of a line that begins with a verdict."""
+    return {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
+
+
+def _rate_basis(gpu: GpuChoice, card: "Card | None", rate: Rate) -> str:
+    from secondcast.models.cost.cards import BANDWIDTH_FRACTION
+
+    if card is None or card.bf16_tflops is None or rate.bytes_per_flop is None:
+        return f"from {gpu.flag('tflops')}"
+    source = card.source + ("" if card.checked else ", not checked")
     return (
-        f"matrix products at {100 * gpu['matrix_fraction']:.0f} % of {gpu['peak_bf16_flop_per_second'] / 1e12:.1f} "
-        f"dense bf16 TFLOP/s ({gpu['peak_source']}), other kernels "
-        f"({1000 * gpu['bytes_per_flop']:.2f} bytes per kFLOP) at {100 * gpu['bandwidth_fraction']:.0f} % of "
-        f"{gpu['bandwidth_gb_per_second']:,.0f} GB/s; the percentages are assumed, or fitted to a published time"
+        f"matrix products at {100 * card.matrix_fraction:.0f} % of {card.bf16_tflops:.1f} dense bf16 TFLOP/s "
+        f"({source}), other kernels ({1000 * rate.bytes_per_flop:.2f} bytes per kFLOP) at "
+        f"{100 * BANDWIDTH_FRACTION:.0f} % of {card.bandwidth_gb_per_s:,.0f} GB/s; the percentages are assumed, or "
+        f"fitted to a published time"
     )
 
 
-def _why_no_rate(gpu: dict[str, Any]) -> str:
-    if gpu["name"] is None:
-        return "no GPU is given; give --gpu NAME or --tflops X"
-    if gpu["peak_bf16_flop_per_second"] is None:
-        return f"{gpu['name']} has no bf16 tensor cores; give --tflops X"
-    return f"the rate of {gpu['name']} is for bfloat16; give --tflops X for float32"
+def _why_no_rate(gpu: GpuChoice, card: "Card | None") -> str:
+    if card is None:
+        return f"no GPU is given; give {gpu.flag('gpu')} NAME or {gpu.flag('tflops')} X"
+    if card.bf16_tflops is None:
+        return f"{card.name} has no bf16 tensor cores; give {gpu.flag('tflops')} X"
+    return f"the rate of {card.name} is for bfloat16; give {gpu.flag('tflops')} X for float32"
 
 
 def count_text(count: int) -> str:

@@ -8,20 +8,19 @@ from secondcast.commands.plan.build import Teacher
 from secondcast.commands.plan.build_rows import hours_of, memory_facts
 from secondcast.commands.plan.cards import (
     Gpu,
+    GpuChoice,
     Tflops,
     count_text,
     fit_facts,
     gpu_facts,
     hours_text,
-    named_card,
     outline,
-    print_facts,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.plan.sampling import PlannedStudent, print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import print_json
+from secondcast.commands.shell.console import print_facts, print_json
 from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.cache_scoring import TRAJECTORIES, CacheScoring, CacheScoringOptions
 from secondcast.models.memory.limit import named_bytes
@@ -47,7 +46,7 @@ def plan_evaluate(
     Example: secondcast plan evaluate --teacher FLUX.1-dev --resolution 512 --gpu 4090
     """
     settings = CacheScoring(num_trajectories=num_trajectories, **options.given)
-    facts = evaluate_plan(teacher, student, size, settings, gpu, tflops)
+    facts = evaluate_plan(teacher, student, size, settings, GpuChoice(name=gpu, tflops=tflops))
     if as_json:
         print_json(facts)
     else:
@@ -55,10 +54,10 @@ def plan_evaluate(
 
 
 def evaluate_plan(
-    teacher: str, student: str | None, size: ImageSize, settings: CacheScoring, gpu: str | None, tflops: float | None
+    teacher: str, student: str | None, size: ImageSize, settings: CacheScoring, gpu: GpuChoice
 ) -> dict[str, Any]:
     """The estimated cost of an evaluation, as JSON types; arguments: see plan_evaluate."""
-    card, limit = named_card(gpu, tflops), named_bytes(settings.max_gpu_memory)
+    card, limit = gpu.card(), named_bytes(settings.max_gpu_memory)
     there = card.memory_gib * _GIB if card is not None and limit is None else limit
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**size.given))
     student = student or folder.family.student
@@ -67,7 +66,7 @@ def evaluate_plan(
 
     parameters = student_cost(student_source(student), manifest).parameters
     cost = scoring_cost(manifest, folder, settings, student_parameters=parameters)
-    options, rate = settings.memory_of(manifest), rate_of(card, tflops, manifest, settings.dtype_of(manifest))
+    options, rate = settings.memory_of(manifest), rate_of(gpu, manifest, settings.dtype_of(manifest))
     steps = manifest.sampling.steps if settings.timesteps is None else len(settings.timesteps)
     # The student's predictions and those of the recorded embeddings; then images of both, and of an untrained student.
     open_calls = 2 * settings.num_trajectories * steps
@@ -92,7 +91,7 @@ def evaluate_plan(
             "hours": hours_of(flops, rate.flops_per_s, 1),
         },
         "gpu_memory": memory_facts(memory),
-        "gpu": gpu_facts(card, rate, 1),
+        "gpu": gpu_facts(gpu, rate, 1),
         "fits": [] if there is None else [fit_facts("evaluation", memory.needed_bytes, there)],
         "verdicts": []
         if there is None

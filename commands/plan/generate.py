@@ -8,19 +8,18 @@ from secondcast.commands.plan.build import Teacher
 from secondcast.commands.plan.build_rows import memory_facts
 from secondcast.commands.plan.cards import (
     Gpu,
+    GpuChoice,
     Tflops,
     count_text,
     fit_facts,
     gpu_facts,
-    named_card,
     outline,
-    print_facts,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.plan.sampling import PlannedStudent, print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import print_json
+from secondcast.commands.shell.console import print_facts, print_json
 from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.memory.options import SamplingMemory
@@ -43,7 +42,7 @@ def plan_generate(
 
     Example: secondcast plan generate --teacher FLUX.1-dev --resolution 1024 --batch-size 1 --gpu 4070
     """
-    facts = generate_plan(teacher, student, asked, batch_size, gpu, tflops)
+    facts = generate_plan(teacher, student, asked, batch_size, GpuChoice(name=gpu, tflops=tflops))
     if as_json:
         print_json(facts)
     else:
@@ -51,10 +50,10 @@ def plan_generate(
 
 
 def generate_plan(
-    teacher: str, student: str | None, asked: PictureOptions, batch_size: int, gpu: str | None, tflops: float | None
+    teacher: str, student: str | None, asked: PictureOptions, batch_size: int, gpu: GpuChoice
 ) -> dict[str, Any]:
     """The estimated cost of sampling, as JSON types; arguments: see plan_generate."""
-    card = named_card(gpu, tflops)
+    card = gpu.card()
     shape = {name: getattr(asked, name) for name in ("resolution", "height", "width", "text_length", "dtype")}
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**shape))
     student = student or folder.family.student
@@ -72,7 +71,7 @@ def generate_plan(
     parameters = student_cost(student_source(student), manifest).parameters
     cost = sampling_cost(settings, folder, batch_size=batch_size, student_parameters=parameters)
     options = sampling_options(SamplingMemory(), settings)
-    flops, rate = asked.steps * cost.rows_per_call * cost.backbone.forward_flops, rate_of(card, tflops, manifest)
+    flops, rate = asked.steps * cost.rows_per_call * cost.backbone.forward_flops, rate_of(gpu, manifest)
     seconds = None if rate.flops_per_s is None else flops / rate.flops_per_s
     memory = cost.memory(options)
     return {
@@ -88,7 +87,7 @@ def generate_plan(
             "seconds_per_prompt": None if seconds is None else asked.samples_per_prompt * seconds,
         },
         "gpu_memory": memory_facts(memory),
-        "gpu": gpu_facts(card, rate, 1),
+        "gpu": gpu_facts(gpu, rate, 1),
         "fits": [] if card is None else [fit_facts("sampling", memory.needed_bytes, card.memory_gib * _GIB)],
         "verdicts": []
         if card is None

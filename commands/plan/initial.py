@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondcast.commands.init_student import init_student, size_of
-from secondcast.commands.plan.cards import count_text, print_facts
+from secondcast.commands.plan.cards import count_text
+from secondcast.commands.shell.console import print_facts
 from secondcast.commands.shell.flags import with_flags
 from secondcast.models.families.registry import family_named
 from secondcast.models.student.initial.settings import InitialOptions, check_makes_students

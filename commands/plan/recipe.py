@@ -10,10 +10,11 @@ import typer
 from secondcast.cache_builder.settings import PlannedBuild, StoredAs
 from secondcast.commands.build.build import build
 from secondcast.commands.plan.build import build_plan, print_build
-from secondcast.commands.plan.cards import Gpu, Tflops, hours_text
+from secondcast.commands.plan.cards import GpuChoice, card_names
 from secondcast.commands.plan.initial import initial_facts, initial_options, print_initial
 from secondcast.commands.plan.train import print_train, train_plan
-from secondcast.commands.plan.train_rows import AS_ASKED, FITTED
+from secondcast.commands.plan.train_rows import AS_ASKED
+from secondcast.commands.plan.verdict import RentedGpu, both_phases, print_both, verdict_text
 from secondcast.commands.shell.console import print_json, print_line
 from secondcast.commands.shell.flags import with_flags
 from secondcast.commands.shell.resolve import Json
@@ -22,6 +23,23 @@ from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import EVIDENCE, read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
+
+BuildGpu = Annotated[
+    str | None, typer.Option(autocompletion=card_names, help="GPU of the builds by name, such as h100.")
+]
+TrainGpu = Annotated[
+    str | None, typer.Option(autocompletion=card_names, help="GPU of the training by name, such as 4070.")
+]
+BuildTflops = Annotated[float | None, typer.Option(help="TFLOP/s that --build-gpu achieves, instead of the estimate.")]
+TrainTflops = Annotated[float | None, typer.Option(help="TFLOP/s that --train-gpu achieves, instead of the estimate.")]
+BuildPrice = Annotated[
+    float | None,
+    typer.Option(min=0, help="USD per hour of --build-gpu, 0 for your own; default: an assumed rent by its name."),
+]
+TrainPrice = Annotated[
+    float | None,
+    typer.Option(min=0, help="USD per hour of --train-gpu, 0 for your own; default: an assumed rent by its name."),
+]
 
 # All options of `build`: those that a plan does not have are ignored.
 _KEYS = {*signature(with_flags(build)).parameters} - {"cache", "config", "context"}
@@ -39,16 +57,39 @@ def plan_recipe(
     ] = None,
     time_budget: Budget = None,
     memory: GpuMemoryLimit = GpuMemoryLimit(),
-    gpu: Gpu = None,
-    tflops: Tflops = None,
+    build_gpu: BuildGpu = None,
+    train_gpu: TrainGpu = None,
+    build_tflops: BuildTflops = None,
+    train_tflops: TrainTflops = None,
+    build_price: BuildPrice = None,
+    train_price: TrainPrice = None,
     as_json: Json = False,
 ) -> None:
     """Estimate the cost of a recipe's builds, initial student and run. Loads and downloads no weights.
 
-    Example: secondcast plan recipe recipes/flux-24gb.toml --num-prompts 50000 --gpu 4090 --time-budget 72h
+    Example: secondcast plan recipe recipes/flux-24gb.toml --num-prompts 50000 --build-gpu h100 --train-gpu 4090
+    --time-budget 72h
     """
+    building = RentedGpu(gpu=GpuChoice(name=build_gpu, tflops=build_tflops, phase="build"), usd_per_hour=build_price)
+    training = RentedGpu(gpu=GpuChoice(name=train_gpu, tflops=train_tflops, phase="train"), usd_per_hour=train_price)
+    facts = recipe_plan(recipe, num_prompts or [], time_budget, memory, building, training)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_recipe(facts)
+
+
+def recipe_plan(
+    recipe: Path,
+    num_prompts: Sequence[str],
+    time_budget: str | None,
+    memory: GpuMemoryLimit,
+    building: RentedGpu,
+    training: RentedGpu,
+) -> dict[str, Any]:
+    """The estimated cost of a recipe, as JSON types; arguments: see plan_recipe."""
     tables, evidence = _tables(recipe)
-    builds, caches = _builds(recipe, tables, num_prompts or []), _caches_of_builds(tables)
+    builds, caches = _builds(recipe, tables, num_prompts), _caches_of_builds(tables)
     initial = initial_options(recipe, tables["init-student"]) if "init-student" in tables else None
     named = [name for name, _, _ in builds.values()] + ([] if initial is None else [initial[0]])
     teacher, *others = dict.fromkeys(named)
@@ -59,51 +100,31 @@ def plan_recipe(
     to_come: dict[str, PlannedBuild] = {}
     facts: dict[str, Any] = {"build": {}}
     for name, (_, asked, prompts) in builds.items():
-        facts["build"][name] = build_plan(teacher, asked, prompts, gpu, tflops)
+        facts["build"][name] = build_plan(teacher, asked, prompts, building.gpu)
         # Only the shapes of the run's caches matter, not their prompts.
         to_come |= dict.fromkeys(caches.get(name, [name]), asked.model_copy(update={"prompts": (), "limit": None}))
-        if not as_json:
-            print_line(f"build {name}", style="bold")
-            print_build(facts["build"][name])
     facts["train"] = train_plan(
-        None, recipe, time_budget, TrainOptions(), [], teacher, [], StoredAs(), memory, gpu, tflops, to_come,
+        None, recipe, time_budget, TrainOptions(), [], teacher, [], StoredAs(), memory, training.gpu, to_come,
         initial and initial[1],
     )  # fmt: skip
     if initial is not None:
         facts["init_student"] = initial_facts(initial[1], facts["train"]["student"]["parameters"])
-    facts |= {"both_phases": _both_phases(facts), "evidence": evidence}
-    if as_json:
-        print_json(facts)
-    else:
-        if initial is not None:
-            print_line("init-student", style="bold")
-            print_initial(facts["init_student"])
-        print_line("train", style="bold")
-        print_train(facts["train"])
-        _print_both(facts)
+    read = {name for stage in facts["train"]["ways"][AS_ASKED]["stages"] for name in stage["caches"]}
+    copied = [name for name in builds if read & {*caches.get(name, [name])}]
+    both = both_phases(facts, copied, building, training)
+    return {**facts, "both_phases": {"verdict": verdict_text(both), **both}, "evidence": evidence}
 
 
-def _both_phases(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Hours of all builds and of the run (None if one is unknown), and bytes of all caches."""
-    builds, way = list(facts["build"].values()), facts["train"]["ways"]
-    compute = [one["compute"] for one in builds]
-    hours = [each[name] for each in compute for name in ("text_hours", "sample_hours") if name in each]
-    run = (way.get(FITTED) or way[AS_ASKED])["hours"]
-    known = None not in (*hours, run)
-    return {
-        "hours": sum(hours) + run if known else None,
-        "build_hours": sum(hours) if None not in hours else None,
-        "stored_low_bytes": sum(one["disk"]["stored_low_bytes"] for one in builds),
-        "stored_high_bytes": sum(one["disk"]["stored_high_bytes"] for one in builds),
-    }
-
-
-def _print_both(facts: Mapping[str, Any]) -> None:
-    both = facts["both_phases"]
-    low, high = (both[f"stored_{end}_bytes"] / 2**30 for end in ("low", "high"))
-    hours = f"{hours_text(both['hours'])} hours (builds {hours_text(both['build_hours'])})"
-    print_line(f"both phases: {hours}; caches {low:,.1f} to {high:,.1f} GiB on disk (estimated)", style="bold")
-    print_line(f"evidence for the student's quality: {facts['evidence'] or 'none is stated by the recipe'}")
+def _print_recipe(facts: Mapping[str, Any]) -> None:
+    print_both(facts)
+    for name, plan in facts["build"].items():
+        print_line(f"build {name}", style="bold")
+        print_build(plan)
+    if "init_student" in facts:
+        print_line("init-student", style="bold")
+        print_initial(facts["init_student"])
+    print_line("train", style="bold")
+    print_train(facts["train"])
 
 
 def _tables(recipe: Path) -> tuple[dict[str, Any], str]:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secondcast.commands.plan.build_rows import LARGER_CARD, needed_text
-from secondcast.commands.plan.cards import figure_table
-from secondcast.commands.shell.console import print_table
+from secondcast.commands.plan.cards import figure_table, print_figures
 from secondcast.models.families.registry import usual_students
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
@@ -46,9 +45,9 @@ def sampling_verdict(
 
 def print_sampling(compute: dict[str, str], memory: dict[str, Any]) -> None:
     """Print a row: columns of computation, then GPU memory as of memory_facts."""
-    table = figure_table("", *compute, "weights GiB", "activations GiB", "total GiB, calculated")
+    table = figure_table("", *compute, "weights\nGiB", "activations\nGiB", "total GiB,\ncalculated")
     table.add_row(
         f"batch {memory['batch_size']}", *compute.values(), f"{memory['weights_bytes'] / _GIB:.2f}",
         f"{memory['activations_bytes'] / _GIB:.2f}", f"{memory['total_bytes'] / _GIB:.2f}",
     )  # fmt: skip
-    print_table(table)
+    print_figures(table)

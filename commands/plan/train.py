@@ -9,22 +9,22 @@ import typer
 from secondcast.cache_builder.settings import PlannedBuild, StoredAs
 from secondcast.commands.plan.cards import (
     Gpu,
+    GpuChoice,
     Tflops,
     count_text,
     figure_table,
     fit_facts,
     gpu_facts,
     hours_text,
-    named_card,
     number_text,
     outline,
-    print_facts,
+    print_figures,
     print_gpu,
     rate_of,
 )
 from secondcast.commands.plan.initial import planned_student
 from secondcast.commands.shell.config_file import Config, has_stages
-from secondcast.commands.shell.console import print_json, print_line, print_table
+from secondcast.commands.shell.console import print_facts, print_json, print_wrapped
 from secondcast.commands.shell.resolve import Json, quiet_imports, student_source
 from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
 from secondcast.models.memory.options import GpuMemoryLimit
@@ -78,7 +78,8 @@ def plan_train(
     """
     recipe = config if has_stages(config) else None
     facts = train_plan(
-        student, recipe, time_budget, options, cache or [], teacher, resolution or [], stored, memory, gpu, tflops
+        student, recipe, time_budget, options, cache or [], teacher, resolution or [], stored, memory,
+        GpuChoice(name=gpu, tflops=tflops),
     )  # fmt: skip
     if as_json:
         print_json(facts)
@@ -96,8 +97,7 @@ def train_plan(
     resolution: Sequence[str],
     stored: StoredAs,
     memory: GpuMemoryLimit,
-    gpu: str | None,
-    tflops: float | None,
+    gpu: GpuChoice,
     builds: Mapping[str, PlannedBuild] | None = None,
     initial: InitialOptions | None = None,
 ) -> dict[str, Any]:
@@ -117,12 +117,12 @@ def train_plan(
         asked, stated = asked_of_recipe(recipe, student, time_budget, options)
     else:
         asked, stated = asked_of_flags(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory), {}
-    card = named_card(gpu, tflops)
+    card = gpu.card()
     manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
     # The rate is that of the transformer, where a cache has trajectories.
     first = min(manifests.values(), key=lambda manifest: manifest.is_text)
     backbone_dtype = None if asked.backbone_dtype == "cache" else asked.backbone_dtype
-    rate = rate_of(card, tflops, first, backbone_dtype)
+    rate = rate_of(gpu, first, backbone_dtype)
     from secondcast.commands.plan.train_rows import fit_verdicts, train_facts, ways_of
     from secondcast.trainer.cost.stage_cost import costs_of
 
@@ -137,8 +137,11 @@ def train_plan(
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate.flops_per_s)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
-    fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).needed_bytes, memory_bytes)]
-    facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}
+    fits = []
+    if memory_bytes is not None:
+        fix = None if fitted is None else f"--max-gpu-memory {memory_bytes / _GIB:.4g}GiB"
+        fits.append(fit_facts("training", costs.memory(asked).needed_bytes, memory_bytes, fix))
+    facts |= {"gpu": gpu_facts(gpu, rate, 1), "fits": fits, "verdicts": verdicts}
     return facts
 
 
@@ -241,7 +244,7 @@ def print_train(facts: dict[str, Any]) -> None:
     )
     for name, values in rows:
         table.add_row(name, *values)
-    print_table(table)
+    print_figures(table)
     print_gpu(facts)
 
 
@@ -259,15 +262,15 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
             f"{tflop:,.0f}" if tflop >= 100 else f"{tflop:.3g}", number_text(stage["seconds_per_step"], ".3g"),
             hours_text(stage["hours"]),
         )  # fmt: skip
-    print_table(table)
+    print_figures(table)
     time_budget = facts["training"]["budget_hours"]
     if time_budget is not None:
-        print_line(
+        print_wrapped(
             f"the steps of stages that share the budget of {duration_text(3600 * time_budget)} are estimates: train "
             f"measures the time of a step",
         )
     if any(not LOSSES[stage["loss"]].replays for stage in facts["ways"][way]["stages"]):
-        print_line(
+        print_wrapped(
             "steps without the transformer take longer than estimated: they are too small for the GPU's full rate"
         )
 

@@ -5,8 +5,9 @@ lacks. Every function here escapes both.
 """
 
 import sys
+import textwrap
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import IO, Any
 
@@ -18,6 +19,8 @@ from secondcast.storage_schemas.io.printable import printable, printable_json
 
 # Width of a table in a pipe or a file.
 _ANY_WIDTH = 1000
+TEXT_COLUMNS = 80
+"""Width of wrapped text in a pipe or a file."""
 
 
 def make_streams_safe() -> None:
@@ -39,6 +42,26 @@ def print_line(text: str, *, style: str | None = None) -> None:
         print(_shown(text))
     else:
         _console().print(Text(_shown(text)), style=style)
+
+
+def print_wrapped(text: str, *, style: str | None = None) -> None:
+    """Print a text in lines as wide as the terminal (without one: TEXT_COLUMNS); words, such as flags, stay whole.
+
+    All lines but the first are indented.
+    """
+    for line in _wrapped(text, indent=2):
+        print_line(line, style=style)
+
+
+def print_facts(rows: Mapping[str, str]) -> None:
+    """Print names and values in two columns, wrapped as by print_wrapped."""
+    column = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        first, *others = _wrapped(f"{name:<{column}}{value}", indent=column)
+        line = Text(first)
+        line.stylize("bold", 0, len(name))
+        _console().print(line)
+        print_lines(others)
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -88,17 +111,27 @@ class PlainTable(Table):
         super().add_row(*map(_cell, cells), **options)
 
 
-def print_table(table: PlainTable) -> None:
-    """Print a table as wide as the terminal (without one, as wide as its content); long cells are folded."""
+def print_table(table: PlainTable, *, columns: int = _ANY_WIDTH) -> None:
+    """Print a table as wide as the terminal; long cells are folded.
+
+    columns: largest width without a terminal.
+    """
     console = _console()
     if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, emoji=False, width=_ANY_WIDTH)
+        console = Console(file=sys.stdout, highlight=False, emoji=False, width=columns)
     console.print(table)
 
 
 def _console() -> Console:
     # Without emoji: `:dog:` in a prompt is literal text. Created for each call, because stdout may be replaced.
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
+
+
+def _wrapped(text: str, *, indent: int) -> list[str]:
+    width, following = terminal_width() or TEXT_COLUMNS, " " * indent
+    return textwrap.wrap(
+        _shown(text), width, subsequent_indent=following, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
 
 
 def _encoding(stream: IO[str]) -> str:

@@ -96,6 +96,12 @@ _INSTEAD: dict[str, dict[str, str]] = {
     "optimizer optimizer-type use-8bit-adam adam-beta1 adam-beta2 adam-epsilon": {
         "train": "The optimizer is AdamW, set by --learning-rate and --weight-decay",
     },
+    "gpu": {
+        "plan recipe": "The GPU of the builds is --build-gpu, that of training --train-gpu",
+    },
+    "tflops": {
+        "plan recipe": "The rate of the builds is --build-tflops, that of training --train-tflops",
+    },
     "network-dim network-module network-alpha lora lora-rank lora-alpha lora-type": {
         "train": "All weights of the student are trained, without LoRA",
     },

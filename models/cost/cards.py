@@ -1,4 +1,4 @@
-"""GPUs by name: memory, dense bf16 rate and bandwidth, and what a transformer reaches of both."""
+"""GPUs by name: memory, dense bf16 rate and bandwidth, what a transformer reaches of both, and an assumed price."""
 
 import re
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ BANDWIDTH_FRACTION = 0.85
 # From pinned host memory over PCIe 4.0 x16: assumed (31.5 GB/s by the standard). GPUs with 8 lanes reach half of it.
 COPY_BYTES_PER_SECOND = 25e9
 
+PRICES_ASSUMED = "May 2026"
+"""When the prices of the cards were assumed: rounded from offers for rent, which differ by a factor of two and more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -24,6 +27,7 @@ class Card:
     bf16_tflops: dense, with fp32 accumulation; None without bf16 tensor cores.
     checked: whether the rate is confirmed by a second source; otherwise it is quoted from memory of `source`.
     matrix_fraction: part of bf16_tflops that matrix products reach.
+    usd_per_hour: what renting one costs, assumed (PRICES_ASSUMED).
     """
 
     name: str
@@ -33,6 +37,7 @@ class Card:
     source: str
     checked: bool
     matrix_fraction: float
+    usd_per_hour: float
 
     def flops_per_s(self, bytes_per_flop: float) -> float | None:
         """The expected rate in eager mode of a network that moves bytes_per_flop outside of matrix products.
@@ -50,6 +55,7 @@ def _card(
     gib: float,
     tflops: float | None,
     bandwidth: float,
+    usd_per_hour: float,
     source: str,
     checked: bool,
     fraction: float = _OTHER,
@@ -62,6 +68,7 @@ def _card(
         source=source,
         checked=checked,
         matrix_fraction=fraction,
+        usd_per_hour=usd_per_hour,
     )
 
 
@@ -69,36 +76,36 @@ _ADA = "tensor cores x boost clock, by NVIDIA's Ada whitepaper (2022)"
 _AMPERE = "tensor cores x boost clock, by NVIDIA's GA102 whitepaper (2021)"
 _BLACKWELL = "tensor cores x boost clock, by NVIDIA's RTX Blackwell whitepaper (2025)"
 CARDS = (
-    _card("RTX 3060 12GB", 12.0, 25.5, 360, _AMPERE, False),
-    _card("RTX 3080 10GB", 10.0, 59.5, 760, _AMPERE, False),
-    _card("RTX 3090", 24.0, 71.2, 936, "NVIDIA Ampere GA102 whitepaper (2021)", True),
-    _card("RTX 4060", 7.75, 30.2, 272, _ADA, False),
-    _card("RTX 4060 Ti 16GB", 16.0, 44.1, 288, _ADA, False),
-    _card("RTX 4070", 12.0, 58.3, 504, _ADA, False),
-    _card("RTX 4070 Super", 12.0, 71.0, 504, _ADA, False),
-    _card("RTX 4070 Ti", 12.0, 80.2, 504, _ADA, False),
-    _card("RTX 4070 Ti Super", 16.0, 88.2, 672, _ADA, False),
-    _card("RTX 4080", 16.0, 97.5, 717, "NVIDIA Ada whitepaper (2022)", False),
-    _card("RTX 4090", 23.64, 165.2, 1008, "NVIDIA Ada whitepaper (2022)", True),
-    _card("RTX 5060 Ti 16GB", 16.0, 47.4, 448, _BLACKWELL, False),
-    _card("RTX 5070", 12.0, 61.7, 672, _BLACKWELL, False),
-    _card("RTX 5070 Ti", 16.0, 87.9, 896, _BLACKWELL, False),
-    _card("RTX 5080", 16.0, 112.6, 960, _BLACKWELL, False),
-    _card("RTX 5090", 31.8, 209.5, 1792, "NVIDIA RTX Blackwell whitepaper (2025)", True),
-    _card("A10G", 22.5, 70.0, 600, "NVIDIA A10G datasheet (2021)", False),
-    _card("L4", 22.5, 121.0, 300, "NVIDIA L4 datasheet (2023)", True),
-    _card("L40S", 45.0, 362.0, 864, "NVIDIA L40S datasheet (2023)", True),
-    _card("RTX A4000", 15.61, 76.7, 448, _AMPERE, False),
-    _card("RTX A5000", 24.0, 111.1, 768, _AMPERE, False),
-    _card("RTX A6000", 48.0, 154.8, 768, "NVIDIA Ampere GA102 whitepaper (2021)", False),
-    _card("RTX 6000 Ada", 48.0, 364.2, 960, "NVIDIA RTX 6000 Ada datasheet (2022)", False),
-    _card("V100 32GB", 32.0, None, 900, "NVIDIA V100 datasheet (2020): fp16 only", True),
-    _card("A100 40GB", 39.6, 312.0, 1555, "NVIDIA A100 datasheet (2021)", True, _AMPERE_SERVER),
-    _card("A100 80GB", 79.2, 312.0, 2039, "NVIDIA A100 datasheet (2021), SXM", True, _AMPERE_SERVER),
-    _card("H100 PCIe", 79.2, 756.0, 2000, "NVIDIA H100 datasheet (2022)", True, _HOPPER),
-    _card("H100 SXM", 79.2, 989.0, 3350, "NVIDIA H100 datasheet (2022)", True, _HOPPER),
-    _card("H200", 139.8, 989.0, 4800, "NVIDIA H200 datasheet (2023)", True, _HOPPER),
-    _card("B200", 178.0, 2250.0, 7700, "NVIDIA HGX B200 datasheet (2024)", True, _HOPPER),
+    _card("RTX 3060 12GB", 12.0, 25.5, 360, 0.10, _AMPERE, False),
+    _card("RTX 3080 10GB", 10.0, 59.5, 760, 0.12, _AMPERE, False),
+    _card("RTX 3090", 24.0, 71.2, 936, 0.25, "NVIDIA Ampere GA102 whitepaper (2021)", True),
+    _card("RTX 4060", 7.75, 30.2, 272, 0.10, _ADA, False),
+    _card("RTX 4060 Ti 16GB", 16.0, 44.1, 288, 0.12, _ADA, False),
+    _card("RTX 4070", 12.0, 58.3, 504, 0.15, _ADA, False),
+    _card("RTX 4070 Super", 12.0, 71.0, 504, 0.16, _ADA, False),
+    _card("RTX 4070 Ti", 12.0, 80.2, 504, 0.18, _ADA, False),
+    _card("RTX 4070 Ti Super", 16.0, 88.2, 672, 0.20, _ADA, False),
+    _card("RTX 4080", 16.0, 97.5, 717, 0.25, "NVIDIA Ada whitepaper (2022)", False),
+    _card("RTX 4090", 23.64, 165.2, 1008, 0.40, "NVIDIA Ada whitepaper (2022)", True),
+    _card("RTX 5060 Ti 16GB", 16.0, 47.4, 448, 0.12, _BLACKWELL, False),
+    _card("RTX 5070", 12.0, 61.7, 672, 0.15, _BLACKWELL, False),
+    _card("RTX 5070 Ti", 16.0, 87.9, 896, 0.20, _BLACKWELL, False),
+    _card("RTX 5080", 16.0, 112.6, 960, 0.25, _BLACKWELL, False),
+    _card("RTX 5090", 31.8, 209.5, 1792, 0.70, "NVIDIA RTX Blackwell whitepaper (2025)", True),
+    _card("A10G", 22.5, 70.0, 600, 0.80, "NVIDIA A10G datasheet (2021)", False),
+    _card("L4", 22.5, 121.0, 300, 0.50, "NVIDIA L4 datasheet (2023)", True),
+    _card("L40S", 45.0, 362.0, 864, 0.90, "NVIDIA L40S datasheet (2023)", True),
+    _card("RTX A4000", 15.61, 76.7, 448, 0.15, _AMPERE, False),
+    _card("RTX A5000", 24.0, 111.1, 768, 0.25, _AMPERE, False),
+    _card("RTX A6000", 48.0, 154.8, 768, 0.45, "NVIDIA Ampere GA102 whitepaper (2021)", False),
+    _card("RTX 6000 Ada", 48.0, 364.2, 960, 0.75, "NVIDIA RTX 6000 Ada datasheet (2022)", False),
+    _card("V100 32GB", 32.0, None, 900, 0.30, "NVIDIA V100 datasheet (2020): fp16 only", True),
+    _card("A100 40GB", 39.6, 312.0, 1555, 1.00, "NVIDIA A100 datasheet (2021)", True, _AMPERE_SERVER),
+    _card("A100 80GB", 79.2, 312.0, 2039, 1.40, "NVIDIA A100 datasheet (2021), SXM", True, _AMPERE_SERVER),
+    _card("H100 PCIe", 79.2, 756.0, 2000, 2.20, "NVIDIA H100 datasheet (2022)", True, _HOPPER),
+    _card("H100 SXM", 79.2, 989.0, 3350, 2.50, "NVIDIA H100 datasheet (2022)", True, _HOPPER),
+    _card("H200", 139.8, 989.0, 4800, 3.50, "NVIDIA H200 datasheet (2023)", True, _HOPPER),
+    _card("B200", 178.0, 2250.0, 7700, 5.50, "NVIDIA HGX B200 datasheet (2024)", True, _HOPPER),
 )
 # Common names, and the GPU that they refer to.
 _ALSO = {
@@ -125,8 +132,11 @@ _ALSO = {
 }
 
 
-def find_card(name: str) -> Card:
-    """A GPU by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; SettingsError lists the known ones."""
+def find_card(name: str, *, gpu_flag: str = "--gpu", tflops_flag: str = "--tflops") -> Card:
+    """A GPU by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; SettingsError lists the known ones.
+
+    gpu_flag, tflops_flag: the options that its error names.
+    """
     wanted = _key(name)
     by_key = {_key(card.name): card for card in CARDS} | {
         key: card for key, known in _ALSO.items() for card in CARDS if card.name == known
@@ -134,8 +144,8 @@ def find_card(name: str) -> Card:
     if wanted in by_key:
         return by_key[wanted]
     raise SettingsError(
-        f"--gpu {name!r} is unknown, expected one of {', '.join(card.name for card in CARDS)}; or give its achieved "
-        f"rate with --tflops, and for plan train its memory with --max-gpu-memory"
+        f"{gpu_flag} {name!r} is unknown, expected one of {', '.join(card.name for card in CARDS)}; or give its "
+        f"achieved rate with {tflops_flag}, and for training its memory with --max-gpu-memory"
     )
 
 

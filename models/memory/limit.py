@@ -13,7 +13,7 @@ def named_bytes(max_gpu_memory: str | None) -> float | None:
     """--max-gpu-memory of a plan in bytes; None if it is not given."""
     if max_gpu_memory == AUTO:
         raise SettingsError(
-            "--max-gpu-memory is 'auto', but a plan ignores this machine's GPU: give --gpu, or a size such as 16GiB"
+            "--max-gpu-memory is 'auto', but a plan ignores this machine's GPU: name one, or give a size such as 16GiB"
         )
     return None if max_gpu_memory is None else size_bytes(max_gpu_memory)
 

@@ -37,8 +37,8 @@ class GpuMemoryLimit(Flags):
     max_gpu_memory: Annotated[str | None, Flag(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
         description="GPU memory of a process to fit into, such as 16GiB (16GB is 14.9GiB), or auto for the free "
-        "memory (in a plan: the memory of --gpu). Chooses the memory options that are not given, in training "
-        "--grad-accum-steps too.",
+        "memory (in a plan: that of the GPU that is named). Chooses the memory options that are not given, in "
+        "training --grad-accum-steps too.",
     )
 
     @field_validator("max_gpu_memory")

@@ -27,7 +27,7 @@ PAGES = (
     ROOT / "docs/checking.md",
 )
 LINKING = (
-    ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md"
+    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md"
 )  # fmt: skip
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks)/[\w./-]+)`")

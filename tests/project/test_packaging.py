@@ -104,11 +104,16 @@ def test_both_wheels_hold_the_same_files(distributions):
     assert contents[0] == contents[1]
 
 
-def test_the_sdist_holds_changelog_docs_recipes_and_tests(distributions):
+def test_the_sdist_holds_what_the_repository_holds_for_developers(distributions):
     with tarfile.open(distributions["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
+        ".github/workflows/tests.yml",
+        ".pre-commit-config.yaml",
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
         "LICENSE",
         "NOTICE",
         "docs/training.md",
