@@ -199,7 +199,7 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
     assert list(times["pretrain"].seconds) == ["data_wait", "student_forward", "loss", "backward", "optimizer"]
     assert list(times["main"].seconds) == ["data_wait", "student_forward", "backbone_forward", "backward", "optimizer"]
     assert progress.lines[:2] == [times_line(pretrain, times["pretrain"]), times_line(main, times["main"])]
-    assert progress.lines[2].startswith("validation and checkpoints: ")
+    assert progress.lines[2].startswith("validation, checkpoints and samples: ")
     assert progress.lines[3].startswith("peak memory: ") and progress.lines[3].endswith(" on the host")
     assert progress.lines[4].startswith(
         f"stage pretrain: {flops_text(costs.step_flops(trainer.settings, pretrain))} per step"
