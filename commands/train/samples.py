@@ -1,7 +1,7 @@
 """`train --sample-every`: pictures by the student in training beside the teacher's, from the same recorded noise."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Self
@@ -22,6 +22,7 @@ from secondcast.models.teacher.folder import DECODE_PARTS, TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder, load_recorded_decoder
 from secondcast.storage_schemas.errors import NotInCacheError, SettingsError, TeacherError
 from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.trainer.loop import Observer, Trainer
@@ -89,13 +90,20 @@ class Samples(Observer):
 
     every: int
     vae: TeacherFolder
-    chosen: Sequence[tuple[Cache, int]] = ()
+    chosen: Sequence[tuple[Cache, int]]
+    say: Callable[[str], None]
     _prompts: list[list[tuple[int, int]]] = field(default_factory=list)
     _batches: list[_Batch] = field(default_factory=list)
 
     @classmethod
     def open(
-        cls, every: int, ids: Sequence[str], settings: TrainSettings, caches: Mapping[str, Cache], source: str
+        cls,
+        every: int,
+        ids: Sequence[str],
+        settings: TrainSettings,
+        caches: Mapping[str, Cache],
+        source: str,
+        say: Callable[[str], None],
     ) -> Self:
         """Check what can be checked before weights are loaded: SettingsError, TeacherError, NotInCacheError.
 
@@ -114,7 +122,7 @@ class Samples(Observer):
             raise TeacherError(
                 f"--sample-every decodes with the teacher's VAE: {error}; or remove --sample-every"
             ) from error
-        return cls(every=every, vae=vae, chosen=[_named(given, sampled) for given in ids])
+        return cls(every=every, vae=vae, chosen=[_named(given, sampled) for given in ids], say=say)
 
     def decoding_bytes(self, caches: Mapping[str, Cache]) -> int:
         """GPU memory that decoding takes when the activations of a step are freed: the VAE and its activations."""
@@ -151,7 +159,9 @@ class Samples(Observer):
         ]
         sheet = stacked(strips)
         titles = [title for batch in self._batches for title in batch.titles]
-        durable.replace(sample_file(trainer.run, trainer.done), _png(sheet, titles))
+        file = sample_file(trainer.run, trainer.done)
+        durable.replace(file, _png(sheet, titles))
+        self.say(f"step {trainer.done}: {counted(len(titles), 'sample')} in {file}")
         if trainer.metrics is not None:
             trainer.metrics.log_picture(step=trainer.done, tag=TAG, picture_HWC=np.asarray(sheet))
 

@@ -76,7 +76,7 @@ def train(
     ] = LOCAL_COPY_GIB,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(metavar="PLACE", help="Also log metrics to tensorboard or wandb; may be repeated."),
+        typer.Option(metavar="PLACE", help="Also log metrics and samples to tensorboard or wandb; may be repeated."),
     ] = None,
     sample_every: Annotated[
         int | None,
@@ -179,7 +179,7 @@ def train_run(
     if sample_every is not None:
         from secondcast.commands.train.samples import Samples
 
-        samples = Samples.open(sample_every, sample_ids, asked, caches, backbone or first.source)
+        samples = Samples.open(sample_every, sample_ids, asked, caches, backbone or first.source, progress.say)
     with init_distributed(launched.worker.number, launched.worker.count, torch_device, sharded=fsdp) as processes:
         if launched.by and processes.is_main_process:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")

@@ -298,8 +298,8 @@ def validation_text(folder: Path, loss: float, lowest: float, keep: int) -> str:
     if best is not None and best[0] == folder:
         return f"{measured}, the lowest so far; {folder.name} is kept as the best"
     step = f" at step {step_of(best[0])}" if best is not None else ""
-    kept = "until the next one" if keep == 1 else f"as one of the last {keep}"
-    return f"{measured}, the lowest is {lowest:.4g}{step}; {folder.name} is kept {kept} only"
+    kept = "until the next" if keep == 1 else f"among the last {keep}"
+    return f"{measured}, the lowest is {lowest:.4g}{step}; {folder.name} is kept {kept}"
 
 
 def restore_best(newest: Path, say: Callable[[str], None]) -> None:
