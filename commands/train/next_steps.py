@@ -27,13 +27,23 @@ def next_lines(run: Path, caches: Mapping[str, "Cache"], *, backbone: str | None
     if teacher == POCKET:
         score = [["evaluate", "score", str(run), "--pocket"]]
     generate = ["generate", str(run), "--teacher", teacher, "--prompts", "-", "--out", f"{run}-pictures"]
-    prompt = next((one.text for one in cache.prompts if one.held_out), cache.prompts[0].text)
     return [
         "Next:",
         *(f"  {_command(words)}" for words in score),
-        f"  echo {shlex.quote(' '.join(prompt.split()))} | {_command(generate)}",
+        f"  echo {shlex.quote(_prompt(cache))} | {_command(generate)}",
         f"  {_command(['export', str(run), f'{run}-student'])}",
     ]
+
+
+def _prompt(cache: "Cache") -> str:
+    """A held-out prompt of a cache if it has one; never an empty one, such as a negative prompt."""
+    texts = ((prompt.held_out, " ".join(prompt.text.split())) for prompt in cache.prompts)
+    first = ""
+    for held_out, text in texts:
+        if held_out and text:
+            return text
+        first = first or text
+    return first
 
 
 def _command(words: list[str]) -> str:

@@ -27,6 +27,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
+from tests.cache_builder.building import build_cache
 from tests.commands.test_cli import secondcast
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.data.worlds import CPU, WELL, in_two
@@ -147,6 +148,22 @@ def test_chosen_trajectories_are_named_as_inspect_names_them(tmp_path, run_with,
     texts = [cache.prompts[cache.trajectory(index).prompt].text for index in (0, 5)]
     with Image.open(sample_file(run, 1)) as found:
         assert found.info[PROMPTS_KEY].split("\n") == [f"0: {texts[0]}", f"5: {texts[1]}"]
+
+
+@pytest.mark.thorough
+def test_trajectories_of_several_caches_and_more_than_a_batch_are_on_one_sheet(
+    tmp_path, words, cache_folder, dev_teacher, capsys
+):
+    (tmp_path / "p.txt").write_text("a red dog\na blue dog\ntwo cats\n")
+    build_cache(tmp_path / "large", dev_teacher, tmp_path / "p.txt", resolution=32)
+    ids = [word for key in ("large=1", "0", "1", "2") for word in ("--sample-ids", key)]
+    more = ["--cache", f"large={tmp_path}/large", "--batch-size", 2, "--sample-every", 9, *ids]
+    code, _, heard = secondcast(*words, *more, capsys=capsys)
+    assert code == 0 and "step 4: 4 samples in " in heard
+    with Image.open(sample_file(tmp_path / "run", 4)) as sheet:
+        texts = sheet.info[PROMPTS_KEY].split("\n")
+    small = Cache.open(cache_folder)
+    assert texts == [*(f"{index}: {small.prompts[index].text}" for index in range(3)), "1: a blue dog"]
 
 
 @pytest.mark.parametrize(
