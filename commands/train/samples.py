@@ -116,6 +116,8 @@ class Samples(Observer):
                 f"transformer that samples need: remove it, and use `secondcast generate` after training"
             )
         sampled = {name: cache for name, cache in sorted(caches.items()) if not cache.manifest.is_text}
+        if not sampled:
+            next(iter(caches.values())).require_trajectories("--sample-every")
         try:
             vae = resolve_teacher(source, DECODE_PARTS)
         except TeacherError as error:

@@ -203,6 +203,17 @@ def test_without_a_vae_or_a_whole_transformer_samples_are_refused_in_one_line(tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_on_text_caches_alone_has_nothing_to_sample(tmp_path, words, dev_teacher, cache_folder, capsys):
+    (tmp_path / "p.txt").write_text("a red dog\n")
+    build_cache(tmp_path / "text", dev_teacher, tmp_path / "p.txt", steps=20, text_only=True)
+    text = [tmp_path / "text" if word == cache_folder else word for word in words]
+    code, _, heard = secondcast(*text, "--sample-every", 2, "--sample-ids", 0, capsys=capsys)
+    assert (
+        code == 1 and heard.count("\n") == 1 and heard.startswith("secondcast: --sample-every needs trajectories, but ")
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_limit_of_memory_without_room_for_the_vae_is_refused():
     memory = GpuMemory(weights_bytes=6 * 2**30, student_bytes=2**30, sample_bytes=2**28, batch_size=2)
     _check_room_to_decode(memory, 2**29, 0)
