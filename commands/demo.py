@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from secondcast.commands.inspect.report import write_report
 from secondcast.commands.prompts import caption_lines, pocket_captions
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import OutputFolder, json_bytes, picture_bytes
+from secondcast.commands.shell.program import program
 from secondcast.commands.shell.resolve import POCKET, Device, Quiet
 from secondcast.commands.train.train import train_run
 from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
@@ -163,12 +162,4 @@ def _where(folder: Path, seconds: Mapping[str, float]) -> None:
         f"inspect images {cache} 5 6 7 --out strips.png",
         f"evaluate score {student} --pocket --num-prompts 500",
     ):
-        print_line(f"  {_program()} {words}")
-
-
-def _program() -> str:
-    """The command to type for this program: its name if it is on PATH, else its path."""
-    found, path = shutil.which("secondcast"), Path(sys.argv[0])
-    if path.name != "secondcast" or (found is not None and Path(found).resolve() == path.resolve()):
-        return "secondcast"
-    return shlex.quote(sys.argv[0])
+        print_line(f"  {program()} {words}")

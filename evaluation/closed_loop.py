@@ -1,6 +1,8 @@
 """Closed loop: samples with a text encoder from the cached noise and decodes the final latents."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,16 +15,48 @@ from secondcast.models.backbone import Backbone
 from secondcast.models.families.text import Text, recorded_text
 from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.sampler import bound, sample
+from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.schema.fields import Array
 
 Lpips = Callable[[Array, Array], float]
 Keep = Callable[[str, HeldOut, Array], None]
 """Name of the text encoder (RECORDED: the recording itself), trajectory, uint8 image HWC."""
 RECORDED = "recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedInputs:
+    """What the sampler reads of recorded trajectories besides the text embedding, all as recorded."""
+
+    backbone: Backbone
+    schedule: Schedule
+    noise_BSC: torch.Tensor
+    conditions: Conditions
+    negative: Text | None
+
+    @classmethod
+    def of(cls, cache: Cache, trajectories: Sequence[Trajectory], backbone: Backbone) -> Self:
+        """The inputs of these trajectories, on the backbone's device."""
+        return cls(
+            backbone=backbone,
+            schedule=recorded_schedule(cache.manifest),
+            noise_BSC=on_device([trajectory.noise_SC for trajectory in trajectories], backbone.device),
+            conditions=Conditions.of(cache, trajectories, backbone),
+            negative=None if cache.negative is None else recorded_text(cache, [cache.negative]).on(backbone.device),
+        )
+
+    @torch.no_grad()
+    def final_latent(self, embedding_BTD: torch.Tensor) -> torch.Tensor:
+        """final_latent_BSC, sampled with these embeddings."""
+        text_BTD = embedding_BTD.to(self.backbone.dtype)
+        text = Text(embedding_BTD=text_BTD, conditioning=self.conditions.conditioning)
+        predict = bound(self.backbone, text, self.conditions.guidance_B, self.negative)
+        return sample(predict, self.noise_BSC.to(self.backbone.dtype), self.schedule).final_latent_BSC
 
 
 @torch.no_grad()
@@ -44,27 +78,21 @@ def closed_loop(
     keep: receives each image once, the recorded one of a trajectory before those of the text encoders.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in text_encoders}
-    schedule = recorded_schedule(cache.manifest)
-    negative = None if cache.negative is None else recorded_text(cache, [cache.negative]).on(backbone.device)
     total = len(trajectories) * len(text_encoders)
     with progress.bar("closed loop", total=total, done=0, unit="images") as bar:
         for batch, kept in filled_batches(trajectories, batch_size):
             distinct = {chosen.index: cache.trajectory(chosen.index) for chosen in batch}
             recorded = [distinct[chosen.index] for chosen in batch]
-            noise_BSC = on_device([trajectory.noise_SC for trajectory in recorded], backbone.device)
+            inputs = RecordedInputs.of(cache, recorded, backbone)
             wanted_BSC = on_device([trajectory.final_latent_SC for trajectory in recorded], backbone.device)
-            conditions = Conditions.of(cache, recorded, backbone)
-            pictures = _decoded(decoder, wanted_BSC[:kept])
+            pictures = decoded(decoder, wanted_BSC[:kept])
             _pass_on(keep, RECORDED, batch, pictures)
             for name, embed in text_encoders.items():
-                text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
-                text = Text(embedding_BTD=text_BTD, conditioning=conditions.conditioning)
-                predict = bound(backbone, text, conditions.guidance_B, negative)
-                final_BSC = sample(predict, noise_BSC.to(backbone.dtype), schedule).final_latent_BSC[:kept]
+                final_BSC = inputs.final_latent(embed([chosen.prompt for chosen in batch]))[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
-                decoded = _decoded(decoder, final_BSC)
-                _pass_on(keep, name, batch, decoded)
-                for fraction, ours, theirs in zip(fractions, decoded, pictures, strict=True):
+                sampled = decoded(decoder, final_BSC)
+                _pass_on(keep, name, batch, sampled)
+                for fraction, ours, theirs in zip(fractions, sampled, pictures, strict=True):
                     found[name].append(_distances(fraction, ours, theirs, lpips))
                 bar.advance(kept)
     return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}
@@ -77,7 +105,8 @@ def _pass_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: S
             keep(name, chosen, picture_HWC)
 
 
-def _decoded(decoder: ImageDecoder, latent_BSC: torch.Tensor) -> list[Array]:
+def decoded(decoder: ImageDecoder, latent_BSC: torch.Tensor) -> list[Array]:
+    """uint8 images HWC of packed latents."""
     # One at a time: a VAE in fp32 takes gigabytes per image, and the transformer is in memory too.
     return [decoder.decode(latent_BSC[row : row + 1])[0] for row in range(len(latent_BSC))]
 

@@ -10,11 +10,21 @@ from PIL import Image, ImageDraw
 from secondcast.evaluation.closed_loop import RECORDED
 from secondcast.evaluation.pictures.picture import enlarged
 from secondcast.inspection.compare import Compared
-from secondcast.inspection.sheet import COLOURS, GREY, LINE, amplified_difference, font, lines_of, plot_curves, stacked
+from secondcast.inspection.sheet import (
+    COLOURS,
+    GREY,
+    LINE,
+    amplified_difference,
+    font,
+    lines_of,
+    picture_side,
+    plot_curves,
+    stacked,
+)
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.fields import Array
 
-_SMALLEST_SIDE, _LARGEST_SIDE, _GAP, _MARGIN, _PLOT_WIDTH = 128, 256, 6, 12, 180
+_LARGEST_SIDE, _GAP, _MARGIN, _PLOT_WIDTH = 256, 6, 12, 180
 _TITLE_FONT, _SMALL_FONT = 13, 11
 _FACTORS = (1, 2, 4, 8, 16, 32)
 
@@ -25,7 +35,7 @@ def comparison_sheet(compared: Compared, facts: dict[str, Any]) -> Image.Image:
     sheet = _Sheet(
         compared=compared,
         rows=facts["trajectories"],
-        side=picture_side(max(sampling.height, sampling.width)),
+        side=picture_side(max(sampling.height, sampling.width), largest=_LARGEST_SIDE),
         factor=difference_factor(compared),
         top=max(
             value
@@ -35,13 +45,6 @@ def comparison_sheet(compared: Compared, facts: dict[str, Any]) -> Image.Image:
         ),
     )
     return stacked([sheet.head(), *(sheet.strip(row) for row in range(len(compared.trajectories)))])
-
-
-def picture_side(pixels: int) -> int:
-    """Side of an image on the sheet; small images are enlarged by an integer factor, without smoothing."""
-    if pixels < _SMALLEST_SIDE:
-        return pixels * (_SMALLEST_SIDE // pixels)
-    return min(pixels, _LARGEST_SIDE)
 
 
 def difference_factor(compared: Compared) -> int:

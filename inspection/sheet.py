@@ -1,14 +1,17 @@
 """Drawing of image sheets: wrapped text, stacked strips, curves by step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from secondcast.evaluation.pictures.picture import enlarged
 from secondcast.storage_schemas.schema.fields import Array
 
 GREY = "#555555"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 LINE = 16
+_SMALLEST_SIDE, _GAP, _MARGIN = 128, 6, 12
+_TITLE_FONT, _SMALL_FONT = 13, 11
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -32,6 +35,29 @@ def lines_of(text: str, width: int, size: int) -> list[str]:
                 lines.append("")
             lines[-1] += letter
     return lines
+
+
+def picture_side(pixels: int, *, largest: int) -> int:
+    """Side of a picture on a sheet; small pictures are enlarged by an integer factor, without smoothing."""
+    if pixels < _SMALLEST_SIDE:
+        return pixels * (_SMALLEST_SIDE // pixels)
+    return min(pixels, largest)
+
+
+def labelled_strip(title: str, pictures: Mapping[str, Array], side: int) -> Image.Image:
+    """Draw pictures side by side, each below its name, under a title; side: of each picture in pixels."""
+    width = 2 * _MARGIN + len(pictures) * (side + _GAP) - _GAP
+    lines = lines_of(title, width - 2 * _MARGIN, _TITLE_FONT)
+    top = _GAP + LINE * (len(lines) + 1)
+    strip = Image.new("RGB", (width, top + side + _MARGIN), "white")
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        draw.text((_MARGIN, _GAP + LINE * number), line, fill="black", font=font(_TITLE_FONT))
+    for column, (name, picture_HWC) in enumerate(pictures.items()):
+        left = _MARGIN + column * (side + _GAP)
+        draw.text((left, top - LINE), name, fill=GREY, font=font(_SMALL_FONT))
+        strip.paste(enlarged(picture_HWC, side), (left, top))
+    return strip
 
 
 def stacked(strips: Sequence[Image.Image]) -> Image.Image:

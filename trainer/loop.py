@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
@@ -14,7 +14,7 @@ from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.trainer.data.mixture import TrainingCache, prompt_orders, split, stage_orders
-from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Rows
+from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Key, Rows
 from secondcast.trainer.data.sampler import mix, rank_slice
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.distributed.sharding import full_norm, full_student_of
@@ -28,6 +28,7 @@ from secondcast.trainer.run.checkpoints import (
     mark_best,
     restore_best,
     save_checkpoint,
+    validation_text,
 )
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.run.stopping import CheckpointTimer
@@ -47,11 +48,17 @@ class TimedStep:
     seconds: float
 
 
-class Observer(Protocol):
-    """Whoever looks at a run while it trains."""
+class Observer:
+    """Observes a run while it trains; what a method raises stops the run."""
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Called in every process before the first step, also of a resumed run."""
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """Called in every process after each step, before its checkpoint."""
 
     def on_checkpoint(self, run: Path, step: int) -> None:
-        """Called in the first process when checkpoint-`step` is complete; what it raises stops the run."""
+        """Called in the first process when checkpoint-`step` is complete."""
 
 
 class Trainer:
@@ -79,7 +86,7 @@ class Trainer:
         self._observers = observers
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
         self.dataset, self.held_out = split(training_caches, device, tokens, objective.host_modulation)
-        self.processes, self._metrics = processes, metrics
+        self.processes, self.metrics = processes, metrics
         self.done = 0
         self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
         self.clock = StepClock.of(device)
@@ -105,6 +112,9 @@ class Trainer:
         steps = range(self.done, self.settings.total_steps)
         if not steps:
             return self.best
+        with self.clock.beside():
+            for observer in self._observers:
+                observer.on_start(self)
         requests = (request for step in steps for request in self.requests(step))
         with self._pauses.listening(progress.say), self.dataset.prefetch(requests) as batches:
             for number, end in enumerate(self.settings.ends):
@@ -125,6 +135,9 @@ class Trainer:
                 loss = self._optimizer_step(self.settings.at(step), batches)
                 bar.advance(1, self._note(stage, loss))
                 self.done = step + 1
+                with self.clock.beside():
+                    for observer in self._observers:
+                        observer.on_step(self)
                 due = self.settings.is_checkpoint(self.done)
                 # Once: it may be asked at any moment.
                 wish = self._pauses.wish
@@ -186,6 +199,11 @@ class Trainer:
             embedding_BTD: torch.Tensor = student(token_ids_BT)[0]
             return embedding_BTD
 
+    @torch.no_grad()
+    def embeddings(self, prompts: Sequence[Key]) -> torch.Tensor:
+        """encoder_hidden_states_BTD of prompts by the student that is validated; called by all processes."""
+        return self.embed(self.eval_student.eval(), self.dataset.token_ids(prompts))
+
     @property
     def eval_student(self) -> Student:
         """The student that is validated and exported: the average where there is one."""
@@ -236,14 +254,14 @@ class Trainer:
         if self.processes.is_main_process and folder is not None:
             restore_best(folder, progress.say)
         self.done = int(state["step"])
-        if self._metrics is not None:
-            self._metrics.truncate_after(self.done)
+        if self.metrics is not None:
+            self.metrics.truncate_after(self.done)
         if folder is not None:
             progress.say(f"resuming from step {self.done}")
 
     def _log(self, **entry: Any) -> None:
-        if self._metrics is not None:
-            self._metrics.log(**entry)
+        if self.metrics is not None:
+            self.metrics.log(**entry)
 
     def _note(self, stage: Stage, loss: float) -> str:
         beside = (
@@ -366,10 +384,13 @@ class Trainer:
         )
         if not self.processes.is_main_process:
             return
-        if is_best and loss is not None:
-            mark_best(self.run, folder, loss)
-            if self.replay_error is not None and (said := self.replay_error.reached_text(loss)):
-                progress.say(said)
+        if loss is not None and self.best is not None:
+            if is_best:
+                mark_best(self.run, folder, loss)
+            progress.say(validation_text(folder, loss, self.best, self.settings.keep_checkpoints))
+            reached = self.replay_error.reached_text(loss) if self.replay_error is not None and is_best else None
+            if reached:
+                progress.say(reached)
         delete_old_checkpoints(folder, self.settings.keep_checkpoints)
         for observer in self._observers:
             observer.on_checkpoint(self.run, done)

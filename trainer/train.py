@@ -53,7 +53,7 @@ def train(
     student_source: folder of settings.student.
     processes: all call this with the same arguments but for the device; the first one writes and prints.
     report_to: where metrics are shown besides RUN/metrics.jsonl.
-    observers: called in the first process after each checkpoint.
+    observers: called at the start, after each step and after each checkpoint; see Observer.
     """
     progress = progress if processes.is_main_process else Silent()
     metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_main_process else None

@@ -46,8 +46,9 @@ _OURS: dict[tuple[str, ...], str] = {
     ("--limit", "--num-prompts", "--num-trajectories"): "max-train-samples max-samples num-samples max-prompts n count",
     ("--checkpoint-every",): (
         "checkpointing-steps checkpoint-step-interval checkpoint-interval save-steps save-every save-every-n-steps "
-        "validation-steps validation-epochs eval-steps eval-every sample-every"
+        "validation-steps validation-epochs eval-steps eval-every"
     ),
+    ("--sample-every",): ("sample-every-n-steps sample-every-n-epochs"),
     ("--keep-checkpoints",): "checkpoints-total-limit save-total-limit max-step-saves-to-keep save-last-n-steps",
     ("--report-to",): "log-with logger tracker wandb tensorboard use-wandb",
     ("--ema-decay",): "use-ema ema-validation",

@@ -9,6 +9,7 @@ from secondcast.storage_schemas.errors import OutOfMemoryError, SecondcastError,
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
+    from secondcast.models.cost.gpu_memory import GpuMemory
     from secondcast.trainer.cost.fitting import Fitted
     from secondcast.trainer.cost.stage_cost import Costs
     from secondcast.trainer.distributed.processes import Distributed
@@ -27,10 +28,13 @@ def fit_run(
     processes: "Distributed",
     held: Collection[str],
     say: Callable[[str], None],
+    decoding_bytes: int = 0,
 ) -> "TrainSettings":
     """The run with options that fit the GPU of every process; reports them with reasons. Called by all processes.
 
     A run that has started keeps the options that its weights depend on. make_costs takes local_ranks, as costs_of does.
+
+    decoding_bytes: what --sample-every takes in place of the activations of a step, while it decodes.
     """
     from secondcast.trainer.settings import TrainSettings
 
@@ -39,7 +43,11 @@ def fit_run(
 
     def choose() -> str:
         costs = make_costs(local_ranks=local_ranks)
-        return _fitted(asked, costs, run, memory_bytes, held, say).model_dump_json()
+        fitted = _fitted(asked, costs, run, memory_bytes, held)
+        _check_room_to_decode(fitted.memory, decoding_bytes, memory_bytes)
+        for line in fit_lines(fitted, costs, memory_bytes):
+            say(line)
+        return fitted.settings.model_dump_json()
 
     return TrainSettings.model_validate_json(processes.broadcast_from_rank0(choose))
 
@@ -50,8 +58,7 @@ def _fitted(
     run: Path,
     memory_bytes: float,
     held: Collection[str],
-    say: Callable[[str], None],
-) -> "TrainSettings":
+) -> "Fitted":
     from secondcast.models.memory.host_memory import free_host_bytes
     from secondcast.trainer.cost.fitting import fit as fitting
 
@@ -59,7 +66,7 @@ def _fitted(
     if started is not None:
         asked, held = started, {*held, *_OF_A_BEGUN_RUN}
     try:
-        fitted = fitting(
+        return fitting(
             asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
             quantizers=installed_quantizers(),
         )  # fmt: skip
@@ -70,9 +77,18 @@ def _fitted(
             f"{run} has started and keeps its --grad-accum-steps and --quantize; with these {error}; or use a new run "
             f"folder"
         ) from error
-    for line in fit_lines(fitted, costs, memory_bytes):
-        say(line)
-    return fitted.settings
+
+
+def _check_room_to_decode(memory: "GpuMemory", decoding_bytes: int, memory_bytes: float) -> None:
+    from secondcast.models.cost.gpu_memory import with_margin
+
+    more = max(0, decoding_bytes - memory.activations_bytes)
+    if more and (needed := with_margin(memory.total_bytes + more)) > memory_bytes:
+        raise SettingsError(
+            f"--sample-every needs {decoding_bytes / GIB:.1f} GiB for the VAE, and with the weights and the student of "
+            f"this run {needed / GIB:.1f} GiB, but --max-gpu-memory leaves {memory_bytes / GIB:.1f} GiB: remove "
+            f"--sample-every, or give --quantize or --gpu-blocks to make room"
+        )
 
 
 def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secondcast.commands.shell.config_file import Config, has_stages
-from secondcast.commands.shell.console import print_line
+from secondcast.commands.shell.console import print_line, print_lines
 from secondcast.commands.shell.resolve import (
     Device,
     Quiet,
@@ -24,6 +24,7 @@ from secondcast.commands.shell.resolve import (
     terminal,
 )
 from secondcast.commands.train.fitting import fit_run, out_of_memory, stated_options
+from secondcast.commands.train.next_steps import next_lines
 from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
@@ -75,7 +76,18 @@ def train(
     ] = LOCAL_COPY_GIB,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(metavar="PLACE", help="Also log metrics to tensorboard or wandb; may be repeated."),
+        typer.Option(metavar="PLACE", help="Also log metrics and samples to tensorboard or wandb; may be repeated."),
+    ] = None,
+    sample_every: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Sample recorded trajectories with the student every N steps."),
+    ] = None,
+    sample_ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]KEY",
+            help="Trajectory to sample, by key or index, of the cache NAME; may be repeated. Default: 4 held-out ones.",
+        ),
     ] = None,
     ignore_replay_error: Annotated[
         bool, typer.Option(help="Train even if the replay error indicates a wrong backbone.")
@@ -100,12 +112,17 @@ def train(
         asked = asked_of_flags(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory)
     if not places:
         raise SettingsError("no cache is given: give --cache, the folder that `secondcast build` made")
-    train_run(
+    if sample_ids and sample_every is None:
+        raise SettingsError(f"--sample-ids is {sample_ids[0]} without --sample-every: give --sample-every N, in steps")
+    closing = train_run(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify_checksums=verify_checksums,
         local_cache_dir=local_cache_dir, local_cache_gib=local_cache_gib, ignore_replay_error=ignore_replay_error,
-        fsdp=fsdp, report_to=report_to or (), max_gpu_memory=memory.max_gpu_memory,
+        fsdp=fsdp, report_to=report_to or (), sample_every=sample_every, sample_ids=sample_ids or (),
+        max_gpu_memory=memory.max_gpu_memory,
         held=stated_options(asked, None if recipe is not None else options.given), recipe=recipe is not None,
     )  # fmt: skip
+    if not quiet:
+        print_lines(closing)
 
 
 def train_run(
@@ -122,12 +139,17 @@ def train_run(
     ignore_replay_error: bool = False,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
+    sample_every: int | None = None,
+    sample_ids: Sequence[str] = (),
     max_gpu_memory: str | None = None,
     held: Collection[str] = (),
     recipe: bool = False,
-) -> None:
+) -> list[str]:
     """Train as asked on the caches at these places, by name; with the other processes that were launched, if any.
 
+    Returns lines about what to do next; none in processes other than the first one.
+
+    sample_every, sample_ids: see Samples.
     max_gpu_memory: GPU memory to fit into, by options that are not in `held`.
     recipe: whether a recipe states the stages.
     """
@@ -149,7 +171,15 @@ def train_run(
     from secondcast.trainer.train import train as run_train
 
     manifests = {name: cache.manifest for name, cache in caches.items()}
-    teacher = _teacher_of(asked, next(iter(manifests.values())), backbone)
+    first = next(iter(manifests.values()))
+    teacher = _teacher_of(asked, first, backbone)
+    from secondcast.commands.train.run_report import RunReport
+
+    samples = None
+    if sample_every is not None:
+        from secondcast.commands.train.samples import Samples
+
+        samples = Samples.open(sample_every, sample_ids, asked, caches, backbone or first.source, progress.say)
     with init_distributed(launched.worker.number, launched.worker.count, torch_device, sharded=fsdp) as processes:
         if launched.by and processes.is_main_process:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
@@ -161,19 +191,22 @@ def train_run(
         if max_gpu_memory is not None:
             asked = fit_run(
                 asked, make_costs, max_gpu_memory=max_gpu_memory, run=run, processes=processes, held=held,
-                say=progress.say,
+                say=progress.say, decoding_bytes=0 if samples is None else samples.decoding_bytes(caches),
             )  # fmt: skip
         try:
             trained = run_train(
                 run, asked, caches, teacher, torch_device, progress, student_source=source,
                 ignore_replay_error=ignore_replay_error, processes=processes, report_to=mirrors,
+                observers=[*([] if samples is None else [samples]), RunReport(progress.say)],
             )  # fmt: skip
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise out_of_memory(asked, make_costs, run, recipe=recipe) from error
-    if processes.is_main_process:
-        print_line(f"{run}: student trained for {counted(trained, 'step')}")
+    if not processes.is_main_process:
+        return []
+    print_line(f"{run}: student trained for {counted(trained, 'step')}")
+    return next_lines(run, caches, backbone=backbone)
 
 
 def _teacher_of(

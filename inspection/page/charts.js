@@ -170,3 +170,25 @@ function legendItem(line) {
     shape("line", { class: lineClass(line), x1: 1, x2: 27, y1: 5, y2: 5 }));
   return element("li", {}, sample, line.name);
 }
+
+// Losses share one chart for comparison; every other metric has its own.
+function drawTraining(container, curves) {
+  const losses = curves.filter((curve) => isLoss(curve));
+  if (losses.length) drawCurves(container, "loss", losses, true);
+  for (const curve of curves.filter((curve) => !isLoss(curve))) drawCurves(container, curve.name, [curve], false);
+}
+
+function isLoss({ name }) {
+  return name.endsWith("loss");
+}
+
+function drawCurves(container, title, curves, log) {
+  const figure = element("figure", {}, element("h4", {}, title));
+  container.append(figure);
+  const series = curves.map(({ name, x, y }, colour) => ({ name, x, y, colour, dashed: false }));
+  const last = series.map(({ name, y }) => `${name} ends at ${numberText(y.at(-1))}`).join(", ");
+  new LineChart(figure).show({
+    label: `${title} by optimizer step${log ? ", logarithmic" : ""}: ${last}`, xLabel: "optimizer step",
+    xName: "step", yLabel: log ? `${title}, log scale` : title, log, fromZero: !log, series,
+  });
+}

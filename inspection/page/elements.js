@@ -106,4 +106,14 @@ function responsive(container, draw) {
   return () => { if (width) draw(width); };
 }
 
+function madeText({ created_at, created_by }) {
+  return `Report of ${timeText(created_at)}, by ${created_by}`;
+}
+
+function timeText(text) {
+  const time = new Date(text);
+  if (Number.isNaN(time.getTime())) return text;
+  return `${time.toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short", timeZone: "UTC" })} UTC`;
+}
+
 const darkness = matchMedia("(prefers-color-scheme: dark)");

@@ -13,18 +13,12 @@ const NOTE_PLACES = [
 
 function startHead() {
   byId("title").textContent = data.title;
-  byId("made").textContent = `Report of ${timeText(data.created_at)}, by ${data.created_by}`;
+  byId("made").textContent = madeText(data);
   facts(byId("summary-facts"), data.summary);
   for (const text of data.notes) {
     const place = NOTE_PLACES.find(([, words]) => words.test(text))?.[0] ?? "summary";
     document.querySelector(`[data-notes="${place}"]`).append(note(text));
   }
-}
-
-function timeText(text) {
-  const time = new Date(text);
-  if (Number.isNaN(time.getTime())) return text;
-  return `${time.toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short", timeZone: "UTC" })} UTC`;
 }
 
 function startIntegrity() {

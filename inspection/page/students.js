@@ -55,34 +55,15 @@ function meansByStep() {
   };
 }
 
-// Losses share one chart for comparison; every other metric has its own.
 function startCurves(container) {
   const draw = () => {
     const { name, curves } = data.students[view.student];
-    const losses = curves.filter((curve) => isLoss(curve));
-    const others = curves.filter((curve) => !isLoss(curve));
     container.replaceChildren();
     if (!curves.length) return;
     const figures = element("div", { class: "charts" });
     container.append(element("h3", {}, `Training of ${name}`), figures);
-    if (losses.length) drawCurves(figures, "loss", losses, true);
-    for (const curve of others) drawCurves(figures, curve.name, [curve], false);
+    drawTraining(figures, curves);
   };
   watch(["student"], draw);
   draw();
-}
-
-function isLoss({ name }) {
-  return name.endsWith("loss");
-}
-
-function drawCurves(container, title, curves, log) {
-  const figure = element("figure", {}, element("h4", {}, title));
-  container.append(figure);
-  const series = curves.map(({ name, x, y }, colour) => ({ name, x, y, colour, dashed: false }));
-  const last = series.map(({ name, y }) => `${name} ends at ${numberText(y.at(-1))}`).join(", ");
-  new LineChart(figure).show({
-    label: `${title} by optimizer step${log ? ", logarithmic" : ""}: ${last}`, xLabel: "optimizer step",
-    xName: "step", yLabel: log ? `${title}, log scale` : title, log, fromZero: !log, series,
-  });
 }

@@ -1,4 +1,4 @@
-"""The page of `inspect report`: one self-contained HTML file that loads nothing. Does not import torch."""
+"""The pages of `inspect report` and of a run: self-contained HTML files that load nothing. Does not import torch."""
 
 import hashlib
 import html
@@ -6,6 +6,7 @@ import json
 import math
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,45 @@ SCRIPTS = (
     "heat.js", "students.js", "report.js",
 )  # fmt: skip
 
+RUN_SCRIPTS = ("elements.js", "charts.js", "run.js")
+
+_RUN_MARK = "run"
 _CACHE = re.compile(rb'<meta name="secondcast-report" content="(\w+)">')
 # The element is in the head of the page, before style and data.
 _HEAD_BYTES = 4096
 
 
 def render(data: dict[str, Any]) -> str:
-    """Render the report as one self-contained HTML text, to be written as UTF-8.
+    """Render the report of a cache as one self-contained HTML text, to be written as UTF-8.
 
     data: plain JSON types; numbers that are not finite become null. The content security policy only allows the page's
     own script and style, by their hashes, and embedded images.
     """
+    return _rendered("report.html", SCRIPTS, data, mark=cache_id(str(data["cache"])))
+
+
+def render_run(data: dict[str, Any]) -> str:
+    """Render the report of a run; see render."""
+    return _rendered("run.html", RUN_SCRIPTS, data, mark=_RUN_MARK)
+
+
+def is_of_run(page: bytes) -> bool:
+    """Whether a page was made by `render_run`."""
+    return cache_id_of(page) == _RUN_MARK
+
+
+def _rendered(name: str, scripts: Sequence[str], data: dict[str, Any], *, mark: str) -> str:
     style = (_PAGE / "report.css").read_text(encoding="utf-8")
-    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = "\n".join((_PAGE / file).read_text(encoding="utf-8") for file in scripts)
     parts = {
         "policy": _policy(style, script),
         "title": html.escape(str(data["title"])),
-        "cache": cache_id(str(data["cache"])),
+        "mark": mark,
         "style": style,
         "script": script,
         "data": json_in_html(data),
     }
-    template = (_PAGE / "report.html").read_text(encoding="utf-8")
+    template = (_PAGE / name).read_text(encoding="utf-8")
     # In one pass, so that placeholders inside the data stay text.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 

@@ -1,5 +1,7 @@
 """Decode packed latents to pictures with the teacher's VAE, as its pipeline does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import diffusers
@@ -28,6 +30,16 @@ class ImageDecoder:
         part = folder.part("vae")
         vae = load_checked(getattr(diffusers, folder.family.vae), part, part_source(part), dtype=torch.float32)
         return cls(vae.to(device), folder.family, geometry)
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """A context with the weights on another device."""
+        before = self._vae.device
+        self._vae.to(device)
+        try:
+            yield
+        finally:
+            self._vae.to(before)
 
     @torch.no_grad()
     def decode(self, latent_BSC: torch.Tensor) -> Array:

@@ -11,8 +11,8 @@ from secondcast.evaluation.held_out import held_out_trajectories, spread
 from secondcast.evaluation.pictures.picture import enlarged
 from secondcast.evaluation.results import Evaluation
 from secondcast.inspection.compare import names_of
-from secondcast.inspection.compare_sheet import difference_factor, picture_side
-from secondcast.inspection.sheet import amplified_difference, font, lines_of
+from secondcast.inspection.compare_sheet import difference_factor
+from secondcast.inspection.sheet import amplified_difference, font, lines_of, picture_side
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast
@@ -156,7 +156,7 @@ def test_students_are_named_by_their_folders_unless_two_are_called_the_same(tmp_
 
 
 def test_small_pictures_keep_square_pixels_and_no_picture_is_distorted():
-    assert [picture_side(pixels) for pixels in (16, 24, 128, 200, 1024)] == [128, 120, 128, 200, 256]
+    assert [picture_side(pixels, largest=256) for pixels in (16, 24, 128, 200, 1024)] == [128, 120, 128, 200, 256]
     wide = np.full((8, 16, 3), 7, dtype=np.uint8)
     shown = np.asarray(enlarged(wide, 32))
     assert shown.shape == (32, 32, 3) and (shown[8:24] == 7).all() and (shown[:8] == 255).all()

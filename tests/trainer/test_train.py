@@ -24,6 +24,7 @@ from secondcast.storage_schemas.errors import (
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import TrainingCache, split
+from secondcast.trainer.loop import Observer
 from secondcast.trainer.losses import validation as replay_error_module
 from secondcast.trainer.preparing import loading
 from secondcast.trainer.settings import TrainFlags
@@ -361,7 +362,7 @@ def test_a_run_that_is_through_says_so_and_stays_as_it_is(tmp_path, cache_folder
 def test_a_deterministic_run_uses_deterministic_kernels_and_records_it(tmp_path, cache_folder, dev_teacher, t5_config):
     found = []
 
-    class Watching:
+    class Watching(Observer):
         def on_checkpoint(self, run: Path, step: int) -> None:
             found.append(torch.are_deterministic_algorithms_enabled())
 

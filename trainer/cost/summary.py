@@ -118,7 +118,7 @@ def _say_times(trainer: Trainer, peak: TrainingPeakMemory, progress: Progress) -
     for name, of_stage in times.items():
         progress.say(times_line(_stage(trainer.settings, name), of_stage, trainer.processes.ranks))
     if trainer.clock.beside_seconds:
-        progress.say(f"validation and checkpoints: {_seconds_text(trainer.clock.beside_seconds)}")
+        progress.say(f"validation, checkpoints and samples: {_seconds_text(trainer.clock.beside_seconds)}")
     if times:
         progress.say(peak.line())
 

@@ -170,6 +170,10 @@ class ReplayDataset:
         """encoder_hidden_states_BTD of prompts, as cached."""
         return to_torch(self._embeddings_of(prompts)).to(self._device)
 
+    def token_ids(self, prompts: Sequence[Key]) -> torch.Tensor:
+        """token_ids_BT of prompts, as the student reads them, on the device."""
+        return self._token_ids(prompts).to(self._device)
+
     def name_of(self, position: int) -> str:
         """Key of a trajectory; of a text cache's prompt its id."""
         source, index = self.trajectory_of(position)

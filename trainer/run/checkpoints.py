@@ -284,6 +284,24 @@ def mark_best(run: Path, folder: Path, loss: float) -> None:
     durable.replace(run / BEST_FILE, (json.dumps({"checkpoint": folder.name, "loss": loss}) + "\n").encode())
 
 
+def validation_text(folder: Path, loss: float, lowest: float, keep: int) -> str:
+    """A line about the validation of a new checkpoint: its loss, the lowest so far, and whether it is kept.
+
+    keep: number of latest checkpoints that are kept.
+    """
+    try:
+        best = best_checkpoint(folder.parent)
+    except StudentError:
+        # The run trains on without it: see delete_old_checkpoints.
+        best = None
+    measured = f"step {step_of(folder)}: validation loss {loss:.4g}"
+    if best is not None and best[0] == folder:
+        return f"{measured}, the lowest so far; {folder.name} is kept as the best"
+    step = f" at step {step_of(best[0])}" if best is not None else ""
+    kept = "until the next" if keep == 1 else f"among the last {keep}"
+    return f"{measured}, the lowest is {lowest:.4g}{step}; {folder.name} is kept {kept}"
+
+
 def restore_best(newest: Path, say: Callable[[str], None]) -> None:
     """Restore best.json from the states of the checkpoints up to the newest, after a kill or damage."""
     try:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.schema.fields import Array
 
 MirrorName = Literal["tensorboard", "wandb"]
 
@@ -20,10 +21,14 @@ _STEP = "optimizer_step"
 
 
 class Mirror(Protocol):
-    """Logs numbers by tag and optimizer step. An error turns it off."""
+    """Logs numbers and pictures by tag and optimizer step. An error turns it off."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers of a step."""
+        ...
+
+    def log_picture(self, step: int, tag: str, picture_HWC: Array) -> None:
+        """Log a uint8 picture of a step."""
         ...
 
     def truncate_after(self, step: int, standing: Mapping[str, float]) -> None:
@@ -50,12 +55,12 @@ class TensorBoard:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See Mirror."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=_FLUSH_SECONDS)
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+            self._opened().add_scalar(tag, value, step)
+
+    def log_picture(self, step: int, tag: str, picture_HWC: Array) -> None:
+        """See Mirror."""
+        self._opened().add_image(tag, picture_HWC, step, dataformats="HWC")
 
     def truncate_after(self, step: int, standing: Mapping[str, float]) -> None:
         """See Mirror: TensorBoard drops values of older event files from the purge step on, inclusive."""
@@ -68,6 +73,13 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _opened(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=_FLUSH_SECONDS)
+        return self._writer
 
 
 class Wandb:
@@ -88,9 +100,13 @@ class Wandb:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See Mirror."""
-        if self._run is None:
-            self._run = self._begin()
-        self._run.log({**values, _STEP: step})
+        self._opened().log({**values, _STEP: step})
+
+    def log_picture(self, step: int, tag: str, picture_HWC: Array) -> None:
+        """See Mirror."""
+        import wandb
+
+        self._opened().log({tag: wandb.Image(picture_HWC), _STEP: step})
 
     def truncate_after(self, step: int, standing: Mapping[str, float]) -> None:
         """See Mirror: logged values cannot be deleted."""
@@ -100,6 +116,11 @@ class Wandb:
         if self._run is not None:
             self._run.finish(exit_code=int(failed))
             self._run = None
+
+    def _opened(self) -> Any:
+        if self._run is None:
+            self._run = self._begin()
+        return self._run
 
     def _begin(self) -> Any:
         import wandb

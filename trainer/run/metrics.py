@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.schema.fields import Array
 from secondcast.trainer.run.metric_mirrors import MIRRORS, Mirror, MirrorName
 
 METRICS_FILE = "metrics.jsonl"
@@ -34,6 +35,10 @@ class Metrics:
             raise
         if values := scalars(entry):
             self._mirror(lambda mirror: mirror.log(step, values))
+
+    def log_picture(self, *, step: int, tag: str, picture_HWC: Array) -> None:
+        """Send a uint8 picture to the mirrors; the file has none."""
+        self._mirror(lambda mirror: mirror.log_picture(step, tag, picture_HWC))
 
     def truncate_after(self, step: int) -> None:
         """Drop entries that a killed run logged after its last checkpoint, so that no step appears twice."""

@@ -22,7 +22,7 @@ from tests.storage_schemas.caches import write_cache
 TEXTS = {
     "attention_backend", "build_gpu", "train_gpu", "device", "format", "gpu", "grep", "guidance", "key", "keys",
     "report_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "max_gpu_memory", "num_prompts",
-    "num_strips", "ranks", "size", "time_budget", "timesteps", "worker",
+    "num_strips", "ranks", "sample_ids", "size", "time_budget", "timesteps", "worker",
 }  # fmt: skip
 
 

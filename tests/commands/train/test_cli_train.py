@@ -47,7 +47,7 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     for told in (
         "stage pretrain (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ",
         " samples/s; data wait ",
-        "backbone forward ", "validation and checkpoints: ", "peak memory: ",
+        "backbone forward ", "validation, checkpoints and samples: ", "peak memory: ",
     ):  # fmt: skip
         assert told in heard
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

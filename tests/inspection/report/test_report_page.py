@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.inspection.report.page import SCRIPTS, json_in_html, render
+from secondcast.inspection.report.page import RUN_SCRIPTS, SCRIPTS, json_in_html, render
 from tests.inspection.report.report_data import HOSTILE, hostile_data, report_data
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,7 +69,7 @@ def test_the_page_holds_everything_and_links_to_nothing(html):
 
 
 def test_every_file_of_the_page_is_packaged_and_used():
-    assert {file.name for file in PAGE.glob("*.js")} == set(SCRIPTS)
+    assert {file.name for file in PAGE.glob("*.js")} == {*SCRIPTS, *RUN_SCRIPTS}
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
         "secondcast.inspection"
     ]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from secondcast.inspection.report.run import PROMPTS_KEY, sample_file
 from secondcast.models.families.family import Family
 from secondcast.models.families.klein import KLEIN
 from secondcast.models.families.pixart import PIXART_SIGMA
@@ -66,10 +67,22 @@ def road(request, tmp_path_factory) -> Road:
     road = Road(tmp_path_factory.mktemp("road"), request.param)
     road.run(
         f"build {{F}}/c --prompts {{F}}/p.txt {BUILD}",
-        "train {F}/r --cache {F}/c --student {F}/small --pretrain-steps 2 --steps 3 --batch-size 2",
+        "train {F}/r --cache {F}/c --student {F}/small --pretrain-steps 2 --steps 3 --batch-size 2 --sample-every 4",
         "export {F}/r {F}/s",
     )
     return road
+
+
+@pytest.mark.thorough
+def test_a_run_samples_its_held_out_trajectory(road):
+    sheets = {}
+    for step in (0, 4, 5):
+        with Image.open(sample_file(road.folder / "r", step)) as sheet:
+            assert sheet.info[PROMPTS_KEY].partition(": ")[2] == HELD_OUT
+            sheets[step] = np.asarray(sheet)
+    teacher, student = np.split(sheets[0][:, : sheets[0].shape[1] // 2 * 2], 2, axis=1)
+    assert (sheets[0] == sheets[5])[:, : teacher.shape[1]].all() and (sheets[0] != sheets[5]).any()
+    assert teacher.std() > 0 and student.std() > 0
 
 
 @pytest.mark.thorough

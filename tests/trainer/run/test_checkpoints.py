@@ -12,7 +12,8 @@ import torch
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import RunError
-from secondcast.trainer.run.checkpoints import delete_old_checkpoints, load_checkpoint
+from secondcast.trainer.loop import Observer, Trainer
+from secondcast.trainer.run.checkpoints import delete_old_checkpoints, load_checkpoint, validation_text
 from tests.commands.limits import no_file_above, outside_of_private_folders, unprivileged
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -327,12 +328,38 @@ def test_the_average_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t
 
 
 @pytest.mark.thorough
-def test_an_observer_is_called_when_a_checkpoint_is_complete(tmp_path, cache_folder, dev_teacher, t5_config):
+def test_an_observer_is_called_at_the_start_after_each_step_and_after_its_checkpoint(
+    tmp_path, cache_folder, dev_teacher, t5_config
+):
     seen = []
 
-    class Watching:
+    class Watching(Observer):
+        def on_start(self, trainer):
+            seen.append(("start", trainer.done))
+
+        def on_step(self, trainer):
+            seen.append(("step", trainer.done))
+
         def on_checkpoint(self, run, step):
-            seen.append((step, checkpoints(run)[-1].name))
+            seen.append((checkpoints(run)[-1].name, step))
 
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=4, observers=[Watching()])
-    assert seen == [(2, "checkpoint-00000002"), (4, "checkpoint-00000004")]
+    first = [("start", 0), ("step", 1), ("step", 2), ("checkpoint-00000002", 2)]
+    assert seen == [*first, ("step", 3), ("step", 4), ("checkpoint-00000004", 4)]
+
+
+def test_each_validation_is_a_line_with_the_lowest_so_far(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+    losses = iter([0.5, 0.25, 0.75])
+    monkeypatch.setattr(Trainer, "validate", lambda trainer, done: next(losses))
+    heard = Listening()
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, keep_checkpoints=1, progress=heard)
+    assert [line for line in heard.heard if line.startswith("step ")] == [
+        "step 2: validation loss 0.5, the lowest so far; checkpoint-00000002 is kept as the best",
+        "step 4: validation loss 0.25, the lowest so far; checkpoint-00000004 is kept as the best",
+        "step 6: validation loss 0.75, the lowest is 0.25 at step 4; checkpoint-00000006 is kept until the next",
+    ]
+    assert names(tmp_path / "run") == {"checkpoint-00000004", "checkpoint-00000006"}
+    (tmp_path / "run/best.json").write_text("{")
+    assert validation_text(tmp_path / "run/checkpoint-00000006", 0.75, 0.25, 2) == (
+        "step 6: validation loss 0.75, the lowest is 0.25; checkpoint-00000006 is kept among the last 2"
+    )

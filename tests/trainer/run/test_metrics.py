@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +98,17 @@ def test_a_run_without_metrics_has_nothing_to_forget(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_goes_to_the_mirrors_alone(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture_HWC = np.zeros((4, 6, 3), dtype=np.uint8)
+    with Metrics(tmp_path, mirrors=["tensorboard"], say=pytest.fail) as metrics:
+        metrics.log_picture(step=3, tag="samples", picture_HWC=picture_HWC)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.width, event.height) for event in events.Images("samples")] == [(3, 6, 4)]
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     pytest.importorskip("tensorboard")
     said: list[str] = []
@@ -155,11 +167,13 @@ def test_weights_and_biases_goes_on_with_the_same_run_over_its_own_step(tmp_path
         with Metrics(tmp_path, mirrors=["wandb"], say=pytest.fail) as metrics:
             metrics.truncate_after(first)
             log_run(metrics, first=first, last=last, value=1.0)
+            metrics.log_picture(step=last, tag="samples", picture_HWC=np.zeros((4, 6, 3), dtype=np.uint8))
             run = metrics._mirrors["wandb"]._run
             seen.append((run.id, run.project, run.name, run.config["cache"], run.summary["optimizer_step"]))
             assert run.summary["train/loss"] == last and math.isclose(run.summary["train/learning_rate"], 1e-4)
     id = (tmp_path / "wandb_id.txt").read_text().strip()
-    assert seen == [(id, "secondcast", tmp_path.name, "flux-cache", step) for step in (2, 4)]
+    assert seen == [(id, "secondcast", tmp_path.name, "flux-cache", step) for step in (3, 4)]
+    assert len(list((tmp_path / "wandb").rglob("media/images/samples_*.png"))) == 2
     folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert [folder.name.rsplit("-", 1)[1] for folder in folders] == [id] * len(folders) and folders
     assert b"train/loss" in b"".join(file.read_bytes() for file in (tmp_path / "wandb").rglob(f"run-{id}.wandb"))
