@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 from secondcast.evaluation.image_metrics.categories import by_category
 from secondcast.evaluation.image_metrics.metric import MetricName, Scored
@@ -91,7 +92,8 @@ def table_files(table: PaperTable, facts: Mapping[str, EncoderFacts]) -> dict[st
 
 def _changes_text(making: Making, name: str) -> str:
     changes = making.recipe.changes(name)
-    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in changes.items())
+    texts = {key: value.name if isinstance(value, Path) else value for key, value in changes.items()}
+    return ", ".join(f"{key.replace('_', '-')} {text}" for key, text in texts.items())
 
 
 def _scaling(table: PaperTable) -> bytes | None:
