@@ -22,8 +22,8 @@ from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.memory.streaming import check_placement
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.lora import Lora
 from secondcast.models.teacher.text_encoder import load_conditioning_encoder
-from secondcast.models.weights.lora import Lora
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.progress import Progress, counted, size_text
 from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT

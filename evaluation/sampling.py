@@ -17,8 +17,8 @@ from secondcast.models.sampler import bound, sample
 from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
+from secondcast.models.teacher.lora import Lora
 from secondcast.models.teacher.pipeline_inputs import ImageSize
-from secondcast.models.weights.lora import Lora
 from secondcast.storage_schemas.progress import Bar
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.prompts import prompt_id

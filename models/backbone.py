@@ -25,8 +25,8 @@ from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
 from secondcast.models.teacher.configs import family_of_folder
 from secondcast.models.teacher.folder import part_source
+from secondcast.models.teacher.lora import Lora
 from secondcast.models.weights.checked_loading import load_checked
-from secondcast.models.weights.lora import Lora
 from secondcast.models.weights.part_loading import load_part
 from secondcast.storage_schemas.errors import SettingsError
 

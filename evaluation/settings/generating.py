@@ -31,7 +31,7 @@ class PictureOptions(ImageSize):
         default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale."
     )
     seed: Annotated[int, Flag(group=_IMAGES)] = Field(
-        default=0, ge=0, description="Seed of the noise, which is a function of seed, prompt and sample."
+        default=0, ge=0, description="Seed of the noise, which is the same for every text encoder."
     )
     samples_per_prompt: Annotated[int, Flag(group=_IMAGES)] = Field(
         default=1, ge=1, le=_MOST_SAMPLES, description="Images per prompt, each from its own noise."

@@ -9,6 +9,7 @@ from secondcast.evaluation.image_metrics.metric import MetricName
 from secondcast.evaluation.settings.generating import TEACHER, GenerateOptions
 from secondcast.evaluation.settings.networks import Networks
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.io.home import expand_home
 from secondcast.storage_schemas.io.toml_file import read_toml
 from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.storage_schemas.schema.problems import first_problem
@@ -104,10 +105,16 @@ def read_recipe(file: Path) -> TableRecipe:
 
 
 def _fields(table: dict[str, Any]) -> dict[str, Any]:
-    fields = {key.replace("-", "_"): value for key, value in table.items()}
+    fields = {key.replace("-", "_"): _at_home(value) for key, value in table.items()}
     if isinstance(source := fields.get("source"), str):
         fields["source"] = [source]
     return fields
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return expand_home(value) if isinstance(value, str) else value
 
 
 def _made(kind: type[_Made], file: Path, table: str, values: dict[str, Any]) -> _Made:

@@ -370,7 +370,7 @@ def test_flags_can_stand_in_a_file(pictures, tmp_path, capsys):
 def test_unknown_metrics_are_refused(pictures, capsys):
     code, _, heard = images(pictures, "--metrics", "clip-score,lpips", capsys=capsys)
     assert code == 1
-    assert heard == "secondcast: --metrics has 'lpips', expected some of clip-score,fid,vqa,text,compbench\n"
+    assert heard == "secondcast: --metrics has 'lpips', expected some of clip-score,fid,vqa,text,compbench,pocket\n"
 
 
 def test_the_help_has_an_example(capsys):

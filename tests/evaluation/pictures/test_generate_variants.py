@@ -21,7 +21,7 @@ from tests.evaluation.test_generate import (
     t5_config,
     whole,
 )
-from tests.models.weights.test_lora import lora_file
+from tests.models.teacher.test_lora import lora_file
 
 __all__ = ["lora_file", "student", "t5_config", "whole"]
 

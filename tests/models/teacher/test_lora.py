@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from secondcast.models.families.registry import family_named
-from secondcast.models.weights.lora import Lora
+from secondcast.models.teacher.lora import Lora
 from secondcast.storage_schemas.errors import SettingsError
 
 
