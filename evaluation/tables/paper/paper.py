@@ -14,9 +14,6 @@ from secondcast.evaluation.tables.plots import plot_embeddings, plot_scaling
 from secondcast.evaluation.tables.table import Cell as PlottedCell
 from secondcast.evaluation.tables.table import Row as PlottedRow
 
-# It has a score for each category itself.
-_BY_CATEGORY: tuple[MetricName, ...] = ("compbench",)
-
 
 def make_table(making: Making) -> tuple[PaperTable, dict[str, EncoderFacts]]:
     """Generate, score, and load each text encoder once; what exists in the folder is taken from there."""
@@ -51,7 +48,7 @@ def _cells(
     for score in found:
         yield Column(prompts=prompts, metric=metric, score=score.name), Cell.of(score)
     categories = {name for names in making.prompts[prompts].categories for name in names}
-    if len(categories) < 2 or metric in _BY_CATEGORY:
+    if len(categories) < 2:
         return
     pictures = pictures_of(making, row, prompts)
     for score in found:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from secondcast.evaluation.tables.paper import making as making_module
-from secondcast.evaluation.tables.paper.recipe import read_recipe
 from secondcast.evaluation.tables.paper.results import Cell, Column, PaperRow, PaperTable, lines_of, markdown
 from secondcast.models.student.student import new_student, save_student
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.pocket.scorer import score
 from secondcast.pocket.world import captions
-from secondcast.storage_schemas.errors import SettingsError
 from tests.commands.test_cli import secondcast
+from tests.evaluation.image_metrics.tiny_networks import make_blip, make_clip
 from tests.inspection.report.browser import tab
 
 __all__ = ["tab"]
 
-ROOT = Path(__file__).resolve().parents[3]
 CAPTIONS = captions(5, seed=0, split="heldout")
 RECIPE = """
 [generate]
@@ -211,34 +208,6 @@ def test_the_page_does_not_scroll_sideways_and_loads_every_image(made, tab, widt
     tab.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
 
 
-def refused(tmp_path, text: str) -> str:
-    file = tmp_path / "table.toml"
-    file.write_text(text)
-    with pytest.raises(SettingsError) as caught:
-        read_recipe(file)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{file}")
-
-
-def test_a_wrong_recipe_is_refused_by_table_and_key(tmp_path):
-    assert refused(tmp_path, "[rows.a]\nstudent = 'a'\n").startswith(
-        " has no [prompts.NAME], expected tables [prompts."
-    )
-    assert refused(tmp_path, RECIPE + "[other]\n").startswith(" has 'other', expected tables [prompts.NAME] and ")
-    assert refused(tmp_path, RECIPE.replace("steps = 1", "stesp = 1")).startswith(", [rows.quick]: stesp")
-    assert refused(tmp_path, RECIPE.replace("steps = 1", "samples-per-prompt = 2")) == (
-        ", [rows.quick]: settings: samples-per-prompt is a key of [prompts.NAME], not of a row: move it"
-    )
-    assert refused(tmp_path, RECIPE.replace('["pocket"]', '["beauty"]')).startswith(", [prompts.captions]: metrics.0")
-    assert refused(tmp_path, RECIPE.replace('reference = "teacher"', "")).startswith(
-        ", [prompts.twice]: settings: expected fid in metrics and reference"
-    )
-    assert refused(tmp_path, RECIPE.replace('reference = "teacher"', 'reference = "nix"')) == (
-        ", [prompts.twice]: reference is 'nix', expected a row (teacher, 8 bit, tiny, small, quick) or a folder of "
-        "images"
-    )
-
-
 def test_a_column_whose_metric_was_never_run_as_published_is_marked():
     columns = (Column(prompts="a", metric="pocket", score="binding"), Column(prompts="a", metric="fid", score="fid"))
     cells = {"a / binding": Cell(mean=0.5, low=0.4, high=0.6), "a / fid": Cell(mean=22.364, count=9)}
@@ -249,20 +218,6 @@ def test_a_column_whose_metric_was_never_run_as_published_is_marked():
         ["s (steps 4)", "1 M", "1.0 MiB", "0.500 (0.400-0.600)", "22.36"],
     ]
     assert "\u2020 Secondcast's tests run this metric with small random networks only" in markdown(table)
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes/tables").glob("*.toml")), ids=lambda file: file.stem)
-def test_the_tables_that_come_along_are_recipes(file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "reference-images").mkdir()
-    recipe = read_recipe(file)
-    assert "teacher" in recipe.rows
-    if file.stem == "ablation":
-        trained = {
-            re.search(r"secondcast train (\S+)", other.read_text())[1] for other in ROOT.glob("recipes/abl*.toml")
-        }
-        assert {row.student for row in recipe.rows.values()} - {"teacher"} == trained
-    assert tomllib.loads(file.read_text()).keys() <= {"generate", "metrics", "prompts", "rows"}
 
 
 @pytest.mark.slow
@@ -280,3 +235,34 @@ def test_the_command_line_reads_a_lora_although_it_hides_peft(made, tmp_path):
         [sys.executable, "-m", "secondcast.cli", *words], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.thorough
+def test_prompts_with_several_sources_have_a_column_for_each(tmp_path, monkeypatch, capsys):
+    lines = [("a red circle", "color"), ("a blue square", "color"), ("a square and a circle", "shape")]
+    prompts = [json.dumps({"text": text, "source": source}) + "\n" for text, source in lines]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("".join(prompts))
+    make_clip(tmp_path / "clip", seed=1)
+    make_blip(tmp_path / "blip")
+    make_student(tmp_path / "tiny", "tiny")
+    (tmp_path / "table.toml").write_text(
+        '[generate]\nteacher = "pocket"\nsteps = 1\n'
+        '[metrics]\nvqa-model = "blip"\nclip-model = "clip"\ncompbench-clip-model = "clip"\n'
+        '[prompts.both]\nsource = "prompts.jsonl"\nmetrics = ["compbench", "clip-score"]\nsamples-per-prompt = 2\n'
+        '[rows.tiny]\nstudent = "tiny"\n'
+    )
+    code, said, heard = paper(capsys=capsys)
+    assert code == 0, heard
+    (row,) = table_of(tmp_path).rows
+    cells = {key.removeprefix("both / "): cell for key, cell in row.cells.items()}
+    assert list(cells) == [
+        "compbench", "color / compbench", "shape / compbench", "clip-score", "color / clip-score", "shape / clip-score",
+    ]  # fmt: skip
+    assert [cell.count for cell in cells.values()] == [6, 4, 2] * 2
+    color, shape = cells["color / compbench"].mean, cells["shape / compbench"].mean
+    assert cells["compbench"].mean == pytest.approx((color + shape) / 2)
+    assert cells["clip-score"].mean == pytest.approx(
+        (2 * cells["color / clip-score"].mean + cells["shape / clip-score"].mean) / 3
+    )
+    assert "compbench averages color, shape; it lacks " in said and "\u2020" in said
