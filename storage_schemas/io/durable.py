@@ -5,7 +5,6 @@ one wins and the other gets False.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -118,6 +117,14 @@ def lock(file: int | IO[str], where: Path, *, wait: bool = True) -> None:
 
     wait: wait until another process releases the lock; otherwise BlockingIOError if another process holds it.
     """
+    try:
+        # Windows has no such module: caches are read there, and only writers lock.
+        import fcntl
+    except ImportError as error:
+        raise StorageError(
+            f"{where} cannot be locked: this system has no flock (module fcntl), which keeps two processes from "
+            f"overwriting each other's files; caches and runs are written on Linux, this system only reads them"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
