@@ -263,7 +263,7 @@ class TrainOptions(RunOptions, StageOptions):
         default=0, ge=0, description="Number of pretraining steps with --pretrain-loss before --steps."
     )
     pretrain_loss: Annotated[Literal["embedding", "context"], Flag(group=OBJECTIVE)] = Field(
-        default="context", description="Loss of pretraining: embedding or context; compared in docs/benchmarks.md."
+        default="context", description="Loss of pretraining: embedding or context; compared in docs/experiments.md."
     )
     pretrain_lr: Annotated[float | None, Flag(group=OPTIMIZER, rare=True)] = Field(
         default=None, gt=0, le=LARGEST_RATE, description="Learning rate of pretraining. Default: --learning-rate."
