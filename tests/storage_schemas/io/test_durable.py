@@ -15,7 +15,8 @@ sys.modules["fcntl"] = None
 from secondcast import Cache, cli
 cache = Cache.open(sys.argv[1])
 print(cache.trajectory(1).velocity_KSC.shape, cache.embedding(1).shape)
-for view in (["summary", sys.argv[1]], ["show", sys.argv[1], "1"], ["verify", sys.argv[1]]):
+folder = sys.argv[1]
+for view in (["summary", folder], ["show", folder, "1"], ["verify", folder], ["diff", folder, folder]):
     cli.app(["inspect", *view], standalone_mode=False)
 """
 
