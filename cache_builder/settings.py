@@ -141,8 +141,10 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
 
     @field_validator("guidance", mode="before")
     @classmethod
-    def _guidance_of_text(cls, value: Any) -> Any:
-        return guidance_values(value) if isinstance(value, str) else value
+    def _guidance_of_text_or_number(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return guidance_values(value)
+        return (value,) if isinstance(value, int | float) else value
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:

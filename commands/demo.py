@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.workers.launcher import BuildLauncher
 from secondcast.commands.build.build import build
-from secondcast.commands.build.launcher import BuildLauncher
 from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
 from secondcast.commands.export import export
 from secondcast.commands.init_student import init_student

@@ -89,3 +89,12 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+
+
+def launched_device(name: str, local_number: int | None) -> torch.device:
+    """The device of one of several launched processes, by its local rank (None: not launched)."""
+    if name in ("auto", "cuda") and local_number is not None and torch.cuda.is_available():
+        # Chosen directly: probing the first GPU would take memory on it for each process of the node.
+        name = f"cuda:{local_number % torch.cuda.device_count()}"
+    quiet_libraries()
+    return usable_device(name)

@@ -23,6 +23,7 @@ from secondcast.storage_schemas.schema.journal import is_pending, pending
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, NEGATIVE, Manifest, no_trajectories
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PromptTable
+from secondcast.storage_schemas.trajectories import Trajectories
 
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -129,6 +130,15 @@ class Cache:
             if ("trajectories", shard.shard) in self.records
         ]
         return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
+
+    @cached_property
+    def trajectories(self) -> Trajectories:
+        """The committed trajectories, in order; NoTrajectoriesError in a text cache."""
+        self.require_trajectories("Cache.trajectories")
+        return Trajectories(self, self.indices())
+
+    def __repr__(self) -> str:
+        return f"Cache({self.location!r})"
 
     def trajectory(self, index: int) -> Trajectory:
         """Read trajectory `index` with all its fields."""

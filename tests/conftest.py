@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 from tests.storage_schemas.io.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]

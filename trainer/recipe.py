@@ -68,7 +68,9 @@ _SAID_OTHERWISE = {"stages": "stage", "time_budget_seconds": "time_budget"}
 
 def _of_the_run(file: Path, stated: dict[str, Any]) -> dict[str, Any]:
     values = _names(str(file), stated)
-    known = {_SAID_OTHERWISE.get(name, name) for name in TrainSettings.model_fields} | {"caches"}
+    # A function is given by secondcast.train alone.
+    fields = TrainSettings.model_fields.keys() - {"loss_fn"}
+    known = {_SAID_OTHERWISE.get(name, name) for name in fields} | {"caches"}
     _check_known(str(file), values, known)
     if (budget := values.pop("time_budget", None)) is None:
         return values

@@ -30,6 +30,9 @@ STUDENT, CHECKPOINTS = "Student", "Checkpoints"
 """Headings of options in help texts."""
 
 
+_LATER = ("projection_rank", "loss_fn")
+
+
 class RunOptions(MemoryOptions, BackboneCall):
     """Options of all stages of a run, except the student. Defaults are the paper's (section 4) where it states one.
 
@@ -87,11 +90,9 @@ class RunOptions(MemoryOptions, BackboneCall):
 
     @model_serializer(mode="wrap")
     def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
-        # Runs from before this choice existed do not have the key, and keep their ids.
+        # Runs from before these choices existed do not have the keys, and keep their ids.
         value = plain(self)
-        if self.projection_rank is None:
-            del value["projection_rank"]
-        return value
+        return {key: one for key, one in value.items() if one is not None or key not in _LATER}
 
     @property
     def memory(self) -> MemoryOptions:
@@ -114,11 +115,13 @@ class TrainSettings(RunOptions):
 
     student: name of the student as given, for the record; its path on this machine is separate.
     time_budget_seconds: time for the stages with a budget_share; None without such stages.
+    loss_fn: name of the function of the user that takes the place of the vision loss, for the record.
     """
 
     student: str
     stages: tuple[Stage, ...] = Field(min_length=1)
     time_budget_seconds: float | None = Field(default=None, gt=0)
+    loss_fn: str | None = None
 
     @model_validator(mode="after")
     def _stages_have_names_of_their_own(self) -> Self:

@@ -20,7 +20,8 @@ from secondcast.trainer.cost.summary import summarized
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.loop import Observer, Trainer
-from secondcast.trainer.preparing.checks import attention_notes, check_caches
+from secondcast.trainer.losses.vision import LossFunction, function_name
+from secondcast.trainer.preparing.checks import attention_notes, check_caches, check_loss_fn
 from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
 from secondcast.trainer.preparing.replay_check import check_replay
 from secondcast.trainer.preparing.run_report import report_run
@@ -44,6 +45,7 @@ def train(
     processes: Distributed = SINGLE_PROCESS,
     report_to: Sequence[MirrorName] = (),
     observers: Sequence[Observer] = (),
+    loss_fn: LossFunction | None = None,
 ) -> int:
     """Distill a student from caches, or resume it; the number of optimizer steps of the finished run.
 
@@ -54,7 +56,10 @@ def train(
     processes: all call this with the same arguments but for the device; the first one writes and prints.
     report_to: where metrics are shown besides RUN/metrics.jsonl.
     observers: called at the start, after each step and after each checkpoint; see Observer.
+    loss_fn: takes the place of the vision loss; a run is resumed with a function of the same name alone.
     """
+    check_loss_fn(settings, loss_fn)
+    settings = settings.model_copy(update={"loss_fn": None if loss_fn is None else function_name(loss_fn)})
     progress = progress if processes.is_main_process else Silent()
     metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_main_process else None
     # Positions count the rows of one cache behind those of another: the flags may come in any order. Text caches are
@@ -74,7 +79,7 @@ def train(
     with deterministic_algorithms(settings.deterministic):
         objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
         variances = stream_variances(objective, training_caches, begun, device, processes, progress)
-    objective = replace(objective, stream_variances={one.blocks: one for one in variances})
+    objective = replace(objective, stream_variances={one.blocks: one for one in variances}, loss_fn=loss_fn)
     config = config.model_copy(update={"stream_variances": variances})
     for line in attention_notes(settings, training_caches) if objective.backbones else ():
         progress.say(line)

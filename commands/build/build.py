@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secondcast.cache_builder.settings import BuildSettings
-from secondcast.commands.build.launcher import BuildLauncher
+from secondcast.cache_builder.workers.launcher import BuildLauncher
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import CachePath, Device, Quiet, Revision, TeacherName, resolve_teacher, terminal

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secondcast.api.runs import named_places, run_of_options
 from secondcast.cache_builder.settings import PlannedBuild, StoredAs
 from secondcast.commands.plan.cards import (
     Gpu,
@@ -26,7 +27,7 @@ from secondcast.commands.plan.initial import planned_student
 from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_facts, print_json, print_wrapped
 from secondcast.commands.shell.resolve import Json, quiet_imports, student_source
-from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
+from secondcast.commands.train.train import Budget, asked_of_recipe
 from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.models.student.initial.settings import InitialOptions
 from secondcast.storage_schemas.errors import SettingsError
@@ -109,14 +110,14 @@ def train_plan(
 
     For the other arguments see plan_train.
     """
-    from secondcast.commands.train.fitting import stated_options
+    from secondcast.api.fitting import stated_options
     from secondcast.models.memory.limit import named_bytes
 
     fit_bytes = named_bytes(memory.max_gpu_memory)
     if recipe is not None:
         asked, stated = asked_of_recipe(recipe, student, time_budget, options)
     else:
-        asked, stated = asked_of_flags(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory), {}
+        asked, stated = run_of_options(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory), {}
     card = gpu.card()
     manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
     # The rate is that of the transformer, where a cache has trajectories.

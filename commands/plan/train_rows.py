@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from secondcast.api.fitting import fit_lines
 from secondcast.commands.plan.build_rows import hours_of, memory_facts, needed_text
-from secondcast.commands.train.fitting import fit_lines
 from secondcast.models.memory.limit import GIB
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secondcast.api.names import POCKET
 from secondcast.commands.shell.program import program
-from secondcast.commands.shell.resolve import POCKET
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.reader import Cache

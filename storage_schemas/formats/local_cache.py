@@ -18,6 +18,8 @@ from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.schema.commits import FileRecord
 
 OWN_FOLDER = "secondcast-shards"
+LOCAL_COPY_GIB = 64.0
+"""Default limit of such a folder."""
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 

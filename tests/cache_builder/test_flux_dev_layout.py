@@ -11,7 +11,7 @@ from transformers import T5Config, T5EncoderModel
 
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
-from tests.random_teacher import t5_tokenizer
+from tests.models.families.random_teacher import t5_tokenizer
 
 CONFIGS = Path(__file__).parent / "flux_dev"
 

@@ -301,7 +301,7 @@ def test_ctrl_c_while_the_commands_are_imported_ends_without_a_word(tmp_path):
 BARS = """
 import sys, time
 sys.path.insert(0, {root!r})
-from secondcast.commands.shell.terminal import Terminal
+from secondcast.api.terminal import Terminal
 with Terminal().bar("sample", total=4, done=0, unit="trajectories") as bar:
     bar.advance(2, "a note")
     print("an answer")

@@ -19,8 +19,8 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run.export import export
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, STEPS, build_recorded, make_student
+from tests.models.families.random_teacher import make_teacher
 from tests.models.student.encoders import make_encoder_folder, rewrite_config
-from tests.random_teacher import make_teacher
 
 pytest.importorskip("skimage")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from secondcast.commands.shell.terminal import Terminal
+from secondcast.api.terminal import Terminal
 from secondcast.inspection.images import each_film_strip, shown_steps
 from secondcast.inspection.sheet import stacked
 from secondcast.inspection.show import describe, find_prompts

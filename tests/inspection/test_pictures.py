@@ -17,7 +17,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, build_recorded, make_student
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 
 
 def told(*words, capsys) -> str:

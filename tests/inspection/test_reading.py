@@ -24,7 +24,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import CPU, build_recorded
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 
 WIDTH, INNER = 12, 7
 FEW = {"num_records": 6, "num_gradients": 8, "num_latents": 2, "batch_size": 4}

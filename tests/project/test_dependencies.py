@@ -13,7 +13,7 @@ import sentencepiece
 from transformers import AutoConfig, AutoTokenizer
 
 from secondcast.trainer.run.metric_mirrors import MIRRORS
-from tests.random_teacher import WORDS
+from tests.models.families.random_teacher import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

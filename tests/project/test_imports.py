@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "storage_schemas", "models", "cache_builder", "trainer", "evaluation", "inspection", "check", "pocket", "commands",
+    "storage_schemas", "models", "cache_builder", "trainer", "evaluation", "inspection", "check", "pocket", "api",
+    "commands",
 )  # fmt: skip
 EVERYTHING = {*PACKAGES, "cli"}
 MAY_IMPORT = {
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "evaluation": {"models", "storage_schemas", "pocket"},
     "inspection": {"models", "storage_schemas", "evaluation"},
     "check": {"models", "storage_schemas", "cache_builder", "trainer", "evaluation", "pocket"},
+    "api": EVERYTHING - {"cli", "commands", "check"},
     "commands": EVERYTHING - {"cli"},
     "cli": EVERYTHING,
 }

@@ -41,7 +41,7 @@ BANNED = {
     "law 3": "invariant 3",
 }
 PATTERN = re.compile(rf"\b({'|'.join(re.escape(word) for word in BANNED)})\b", re.IGNORECASE)
-PACKAGES = ("cache_builder", "commands", "evaluation", "inspection", "models", "storage_schemas", "trainer")
+PACKAGES = ("api", "cache_builder", "commands", "evaluation", "inspection", "models", "storage_schemas", "trainer")
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/building.md", "docs/evaluation.md", "docs/inspecting.md",
          "docs/options.md", "docs/small-gpus.md", "docs/training.md")  # fmt: skip
 

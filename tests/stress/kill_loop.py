@@ -41,7 +41,7 @@ _PRELOAD = [
 ]
 _PRELOAD_POCKET = [
     "cli",
-    "secondcast.commands.shell.terminal",
+    "secondcast.api.terminal",
     "secondcast.cache_builder.build",
     "transformers.models.t5.modeling_t5",
     "diffusers",

@@ -12,7 +12,7 @@ from secondcast.trainer.data.replay_dataset import Batch, EmbeddingBatch
 from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.depth import depth_errors
 from secondcast.trainer.losses.embedding import embedding_loss
-from secondcast.trainer.losses.vision import row_errors, vision_loss, weights_on
+from secondcast.trainer.losses.vision import LossFunction, own_loss, row_errors, vision_loss, weights_on
 from secondcast.trainer.settings import StreamVariances, TrainSettings
 from secondcast.trainer.stage import Stage
 
@@ -23,7 +23,8 @@ class Objective:
 
     backbones: one for each cache with trajectories, for its resolution; empty where no stage replays. context_ID: the
     backbone's text projection, fp32, where a stage needs it. sigmas: of each cache with trajectories.
-    stream_variances: by the number of blocks, for the depth loss.
+    stream_variances: by the number of blocks, for the depth loss. loss_fn: takes the place of the vision loss in
+    training; validations measure the vision loss all the same.
     """
 
     settings: TrainSettings
@@ -31,6 +32,7 @@ class Objective:
     context_ID: torch.Tensor | None
     sigmas: Sequence[Sequence[float]]
     stream_variances: Mapping[int, StreamVariances] = field(default_factory=dict)
+    loss_fn: LossFunction | None = None
 
     @property
     def predicts(self) -> bool:
@@ -51,9 +53,12 @@ class Objective:
             return depth_errors(
                 self.backbones[batch.source], student_BTD, batch, variances, huber=stage.huber_delta
             ).mean()
-        weights_K = self.weights(stage, batch.source, student_BTD.device)
         backbone = self.backbones[batch.source]
-        loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber_delta, weights_K=weights_K)
+        if self.loss_fn is not None:
+            loss = own_loss(backbone, student_BTD, batch, self.loss_fn)
+        else:
+            weights_K = self.weights(stage, batch.source, student_BTD.device)
+            loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber_delta, weights_K=weights_K)
         if batch.encoder_hidden_states_BTD is not None:
             term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
             loss = loss + stage.embedding_loss_weight * term

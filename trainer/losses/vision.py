@@ -1,15 +1,20 @@
 """The vision loss: the frozen backbone's predictions with the student's embedding and the teacher's (paper, eq. 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.encoders.interface import Conditioning
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.data.replay_dataset import Batch
 from secondcast.trainer.losses.difference import difference, differences
 from secondcast.trainer.stage import StepWeights
+
+LossFunction = Callable[[torch.Tensor, Batch], torch.Tensor]
+"""A loss of the user: the backbone's predictions [B, S, C] with the student's embeddings, fp32, and the batch, whose
+velocity_BSC are the recorded predictions; the mean over the rows. It takes the place of vision_loss in training."""
 
 
 def replay(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -44,13 +49,38 @@ def vision_loss(
         backbone's.
     weights_K: fp32, multiplies the mean of a row by its step; None leaves the rows alike.
     """
-    if batch.timesteps_per_sample > 1:
-        embedding_BTD = embedding_BTD.repeat_interleave(batch.timesteps_per_sample, dim=0)
-    found_BSC = replay(backbone, embedding_BTD, batch)
+    found_BSC = replay(backbone, _embedding_of_rows(embedding_BTD, batch), batch)
     if weights_K is None:
         return difference(found_BSC, batch.velocity_BSC, huber)
     errors_BSC = differences(found_BSC, batch.velocity_BSC, huber)
     return (weights_K[batch.step_B] * errors_BSC.flatten(1).mean(1)).mean()
+
+
+def own_loss(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch, loss_fn: LossFunction) -> torch.Tensor:
+    """The loss by a function of the user; SettingsError unless it is one number with a gradient."""
+    loss = loss_fn(replay(backbone, _embedding_of_rows(embedding_BTD, batch), batch).float(), batch)
+    if not isinstance(loss, torch.Tensor) or loss.shape or not loss.requires_grad:
+        shape = list(loss.shape) if isinstance(loss, torch.Tensor) else None
+        found = type(loss).__name__ if shape is None else f"a tensor of shape {shape}"
+        found += " without a gradient" if shape == [] else ""
+        raise SettingsError(
+            f"{function_name(loss_fn)} returned {found}, expected a tensor of one number, computed from the "
+            f"predictions: the student is trained by its gradient; return the mean over the batch"
+        )
+    return loss.float()
+
+
+def function_name(function: Callable[..., object]) -> str:
+    """Module and name of a function; of another callable, such as a torch.nn.Module, those of its class."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _embedding_of_rows(embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The embedding of each row, of which several may be steps of one trajectory."""
+    if batch.timesteps_per_sample == 1:
+        return embedding_BTD
+    return embedding_BTD.repeat_interleave(batch.timesteps_per_sample, dim=0)
 
 
 def row_errors(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:

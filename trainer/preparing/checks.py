@@ -13,6 +13,7 @@ from secondcast.storage_schemas.maintenance.rewrite import ways_made
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import TrainingCache, check_one_quantization, check_one_teacher
+from secondcast.trainer.losses.vision import LossFunction, function_name
 from secondcast.trainer.settings import MAIN, TrainSettings
 from secondcast.trainer.stage import Stage
 
@@ -38,6 +39,26 @@ def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: in
     _check_used(settings, caches)
     if settings.teacher_use == "transformer" and settings.backbone_dtype == "cache":
         _check_one_dtype(caches)
+
+
+def check_loss_fn(settings: TrainSettings, loss_fn: LossFunction | None) -> None:
+    """Raise SettingsError for a function of the user that has no stage, or options of the loss that it replaces."""
+    if loss_fn is None:
+        return
+    name = function_name(loss_fn)
+    predicting = [stage for stage in settings.stages if stage.predicts]
+    if not predicting:
+        raise SettingsError(
+            f"loss_fn is {name}, but no stage has the vision loss, whose place it takes: use loss vision, with steps "
+            f"above 0"
+        )
+    for stage in predicting:
+        for option in ("huber_delta", "timestep_weighting"):
+            if (value := getattr(stage, option)) != Stage.model_fields[option].default:
+                raise SettingsError(
+                    f"{option} is {value} with loss_fn {name}, which computes the whole loss: remove it, and compute "
+                    f"it in the function"
+                )
 
 
 def _check_kinds(stage: Stage, caches: Mapping[str, Cache]) -> None:

@@ -80,6 +80,13 @@ class Metrics:
                     mirror.close(True)
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The entries of a run in order; empty without any."""
+    file = run / METRICS_FILE
+    entries = map(_entry, file.read_text().splitlines() if file.is_file() else ())
+    return [entry for entry in entries if entry is not None]
+
+
 def scalars(entry: dict[str, Any]) -> dict[str, float]:
     """The numbers of an entry by tag: train/loss and train/KIND_loss, validation/loss, replay_error.
 

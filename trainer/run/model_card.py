@@ -17,7 +17,7 @@ from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.run.folder import CONFIG_FILE
-from secondcast.trainer.run.metrics import METRICS_FILE
+from secondcast.trainer.run.metrics import read_metrics
 from secondcast.trainer.run.usage_snippets import Form as Form
 from secondcast.trainer.run.usage_snippets import diffusers_text
 from secondcast.trainer.settings import MAIN, RecordedWith, RunConfig
@@ -73,7 +73,7 @@ def facts_of(path: Path, student: Path) -> ExportFacts | None:
 
 def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
     config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
-    metrics = _metrics(run)
+    metrics = read_metrics(run)
     step = int(checkpoint.rsplit("-", 1)[-1])
     losses = [entry["validation_loss"] for entry in metrics if entry.get("step") == step and "validation_loss" in entry]
     replay_errors = [entry["replay_error"] for entry in metrics if "replay_error" in entry]
@@ -92,18 +92,6 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
         recorded=config.recorded,
         family=config.family,
     )
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    file = run / METRICS_FILE
-    entries = []
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            # The last line of a killed run may be incomplete.
-            continue
-    return entries
 
 
 def _best_loss(run: Path, checkpoint: str) -> float | None:
@@ -156,6 +144,7 @@ read nor given: the student makes the pipeline's mask itself where it gets none.
 _CLEANED = """ The pipeline cleans prompts
 with `beautifulsoup4` and `ftfy`; without these packages it only warns, and tokenises another text than in training."""
 _CARDS: dict[str, str] = {name: kind.card for name, kind in LOSSES.items()}
+_PREDICTING = [name for name, kind in LOSSES.items() if kind.predicts]
 _NO_VISION = """No stage used the vision loss: the student imitates embeddings or early blocks; expect worse
 pictures than from a student trained with the vision loss.
 """
@@ -194,7 +183,7 @@ def card_of(
         tokenizer=_OWN_TOKENIZER if own_tokenizer else "",
         guidance=_guidance_text(facts),
         use=_use(form, facts, family, text_length=text_length, own_tokenizer=own_tokenizer, is_t5=encoder is None),
-        losses="" if facts is None else losses_text(stages_of(facts.settings)),
+        losses="" if facts is None else losses_text(stages_of(facts.settings), facts.settings.get("loss_fn")),
         recipe=_recipe(facts),
         non_commercial="".join(
             _NON_COMMERCIAL.format(model=model)
@@ -236,15 +225,21 @@ def stages_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [stage for stage in settings.get("stages", ()) if isinstance(stage, dict)]
 
 
-def losses_text(stages: Sequence[dict[str, Any]]) -> str:
-    """A numbered list of stages in plain words; missing keys and None are skipped."""
-    lines = [f"{number}. {_stage_text(stage)}\n" for number, stage in enumerate(stages, 1)]
+def losses_text(stages: Sequence[dict[str, Any]], loss_fn: str | None = None) -> str:
+    """A numbered list of stages in plain words; missing keys and None are skipped.
+
+    loss_fn: name of the function that took the place of the vision loss.
+    """
+    lines = [f"{number}. {_stage_text(stage, loss_fn)}\n" for number, stage in enumerate(stages, 1)]
     imitates = stages and all(stage.get("loss") in LOSSES and not LOSSES[stage["loss"]].predicts for stage in stages)
     return "".join(lines) + ("\n" if lines else "") + (_NO_VISION + "\n" if imitates else "")
 
 
-def _stage_text(stage: dict[str, Any]) -> str:
+def _stage_text(stage: dict[str, Any], loss_fn: str | None) -> str:
     loss = stage.get("loss")
+    imitated = _CARDS.get(str(loss), f"{loss} loss")
+    if loss_fn is not None and loss in _PREDICTING:
+        imitated = f"the prediction, compared by the function {loss_fn} in place of the paper's loss"
     formats = {
         "steps": "{:,} steps",
         "batch_size": "batch {}",
@@ -254,7 +249,7 @@ def _stage_text(stage: dict[str, Any]) -> str:
     parts = [form.format(stage[key]) for key, form in formats.items() if stage.get(key) is not None]
     if caches := stage.get("caches"):
         parts.append(f"caches {_shown(caches)}")
-    return f"{_CARDS.get(str(loss), f'{loss} loss')}" + (f" ({', '.join(parts)})" if parts else "")
+    return imitated + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _recipe(facts: ExportFacts | None) -> str:

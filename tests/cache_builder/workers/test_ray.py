@@ -10,8 +10,8 @@ import pytest
 from secondcast.cache_builder.build import finish
 from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers import ray as ray_workers
+from secondcast.cache_builder.workers.launcher import BuildLauncher
 from secondcast.cache_builder.workers.ray import run_on_ray
-from secondcast.commands.build.launcher import BuildLauncher
 from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from secondcast.commands.train.fitting import stated_options
+from secondcast.api.fitting import stated_options
 from secondcast.models.cost.gpu_memory import CUDA_BYTES
 from secondcast.models.memory.options import size_bytes
 from secondcast.storage_schemas.errors import SettingsError

@@ -152,7 +152,7 @@ def test_places_that_a_recipe_states_are_below_the_current_directory(
     ],
 )
 def test_a_cache_is_named_as_asked_or_as_its_folder(given, named, tmp_path, monkeypatch):
-    from secondcast.commands.train.train import named_places
+    from secondcast.api.runs import named_places
 
     (tmp_path / "there=now").mkdir()
     monkeypatch.chdir(tmp_path)

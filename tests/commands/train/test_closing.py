@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from secondcast.api.run_report import RunReport
 from secondcast.commands.train.next_steps import next_lines
-from secondcast.commands.train.run_report import RunReport
 from secondcast.inspection.report.page import is_of_run
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast

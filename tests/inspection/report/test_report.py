@@ -28,7 +28,7 @@ from tests.cache_builder.building import build_cache
 from tests.evaluation.conftest import recorded, student, t5_config
 from tests.evaluation.recorded import CPU, ROWS, STEPS, make_student, replayed
 from tests.inspection.report.report_data import report_data as made_up_data
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 from tests.storage_schemas.caches import begin, commit, write_cache
 
 __all__ = ["recorded", "student", "t5_config"]

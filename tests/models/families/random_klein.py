@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from tests.random_teacher import DEV_SCHEDULER
+from tests.models.families.random_teacher import DEV_SCHEDULER
 
 # Tokens of the template around a text of one letter, and of longer texts.
 TEXT_LENGTH = 28

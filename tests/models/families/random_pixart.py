@@ -7,7 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
-from tests.random_teacher import random_vae, t5_tokenizer
+from tests.models.families.random_teacher import random_vae, t5_tokenizer
 
 
 def make_pixart(folder: Path, *, seed: int = 0, text_length: int = 12, **transformer: Any) -> Path:

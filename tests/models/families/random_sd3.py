@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from tests.random_teacher import clip_tokenizer, random_vae, t5_tokenizer
+from tests.models.families.random_teacher import clip_tokenizer, random_vae, t5_tokenizer
 
 CLIP_WIDTHS = (8, 12)
 

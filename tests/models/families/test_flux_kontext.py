@@ -19,7 +19,7 @@ from secondcast.storage_schemas.schema.prompts import prompt_id
 from secondcast.storage_schemas.tensors import from_torch
 from tests.cache_builder.building import build_cache
 from tests.commands.running import run_commands
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROMPTS = ["a red dog on the left", "two cats", "a blue car", "three dogs"]

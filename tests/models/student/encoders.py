@@ -29,7 +29,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from tests.random_teacher import WORDS, clip_tokenizer, t5_tokenizer
+from tests.models.families.random_teacher import WORDS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 16
 SIZE = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

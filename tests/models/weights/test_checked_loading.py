@@ -38,9 +38,9 @@ from secondcast.models.weights.checked_loading import KNOWN, check_weights, load
 from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import SecondcastError, StudentError, TeacherError
 from secondcast.trainer.run.export import export
+from tests.models.families.random_teacher import make_teacher
 from tests.models.student.encoders import make_encoder_folder, rewrite_config
 from tests.models.weights.damaged_weights import DAMAGES, every_tensor, rewrite, shard, weight_file
-from tests.random_teacher import make_teacher
 
 CPU = torch.device("cpu")
 GEOMETRY = geometry_of(height=16, width=16, token_px=4, channels=16)

@@ -17,7 +17,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.loop import Trainer
 from tests.cache_builder.building import build_cache
 from tests.commands.test_cli import secondcast
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 from tests.trainer.conftest import t5_config
 from tests.trainer.data.mixing import mixed_trainer, run_settings, small_cache, texts_of, train_mixed
 from tests.trainer.test_train import Listening, StopAfter, same_weights, weights

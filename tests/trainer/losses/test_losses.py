@@ -25,7 +25,7 @@ from secondcast.trainer.losses.vision import row_errors, timestep_weighting, vis
 from secondcast.trainer.settings import TrainOptions
 from secondcast.trainer.stage import StageOptions
 from tests.cache_builder.building import build_cache
-from tests.random_teacher import make_teacher
+from tests.models.families.random_teacher import make_teacher
 from tests.trainer.making import CPU, make_trainer
 from tests.trainer.test_train import run_training
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.student.student import load_student
-from tests.random_teacher import WORDS, make_teacher
+from tests.models.families.random_teacher import WORDS, make_teacher
 
 ROOT = Path(__file__).resolve().parents[4]
 CONFIG = ROOT / "models/configs/FLUX.1-dev/text_encoder_2/config.json"

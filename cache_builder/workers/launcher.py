@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 from pydantic import Field, model_validator
 
 from secondcast.cache_builder.worker import Stage
-from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag, Flags
 
@@ -82,6 +81,8 @@ class BuildLauncher(Flags):
                 f"cpu, or auto for GPUs if the cluster has any"
             )
         import torch
+
+        from secondcast.models.device import launched_device
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from secondcast.commands.shell.resolve import resolve_teacher
+from secondcast.api.names import resolve_teacher
 from secondcast.evaluation.closed_loop import RecordedInputs, decoded
 from secondcast.evaluation.replaying import on_device
 from secondcast.inspection.report.run import PROMPTS_KEY, sample_file
@@ -110,6 +110,8 @@ class Samples(Observer):
         ids: [NAME=]KEY, the key or index of a trajectory of the cache NAME; default: of the first one.
         source: location of the teacher with vae/.
         """
+        if every < 1:
+            raise SettingsError(f"--sample-every is {every}, expected at least 1 step")
         if not settings.predicts:
             raise SettingsError(
                 f"--sample-every is {every}, but no stage has the vision loss, so the run does not load the whole "

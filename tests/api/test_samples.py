@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from secondcast.commands.train.fitting import _check_room_to_decode
-from secondcast.commands.train.samples import Samples
+from secondcast.api.fitting import _check_room_to_decode
+from secondcast.api.samples import Samples
 from secondcast.evaluation.closed_loop import RecordedInputs, decoded
 from secondcast.evaluation.replaying import CacheStudent, on_device
 from secondcast.inspection.report.run import PROMPTS_KEY, sample_file
