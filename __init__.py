@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secondcast.api.building import build as build
     from secondcast.api.caches import open_cache as open_cache
+    from secondcast.api.pictures import film_strips as film_strips
     from secondcast.api.students import load_student as load_student
     from secondcast.api.training import TrainedRun as TrainedRun
     from secondcast.api.training import train as train
@@ -29,6 +30,7 @@ _EXPORTS = {
     "TrainedRun": "api.training",
     "Trainer": "trainer.loop",
     "build": "api.building",
+    "film_strips": "api.pictures",
     "load_student": "api.students",
     "open_cache": "api.caches",
     "to_torch": "storage_schemas.tensors",

@@ -125,7 +125,17 @@ def test_the_sdist_holds_what_the_repository_holds_for_developers(distributions)
 def test_every_package_of_the_tree_is_shipped(distributions):
     with zipfile.ZipFile(distributions["wheel"]) as archive:
         names = set(archive.namelist())
-    tops = ("cache_builder", "commands", "evaluation", "inspection", "models", "pocket", "storage_schemas", "trainer")
+    tops = (
+        "api",
+        "cache_builder",
+        "commands",
+        "evaluation",
+        "inspection",
+        "models",
+        "pocket",
+        "storage_schemas",
+        "trainer",
+    )
     files = {file.relative_to(ROOT).as_posix() for top in tops for file in (ROOT / top).rglob("*.py")}
     expected = {f"secondcast/{name}" for name in files if not name.startswith("pocket/training/")}
     assert expected <= names
