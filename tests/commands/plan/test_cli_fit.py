@@ -241,7 +241,7 @@ def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch,
 @pytest.mark.thorough
 def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, capsys):
     assert secondcast(*words, "--activation-checkpointing", 1, "--checkpoint-every", 1, capsys=capsys)[0] == 0
-    monkeypatch.setattr("secondcast.trainer.train.train", out_of_memory)
+    monkeypatch.setattr("secondcast.api.training.run_train", out_of_memory)
     code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--checkpoint-every", 1, capsys=capsys)
     assert code == 1 and heard.strip().endswith(
         "also give --gpu-blocks 1, or --max-gpu-memory auto to choose options; checkpoints are kept"

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from secondcast import cli
-from secondcast.commands.train import fitting
+from secondcast.api import fitting
 from secondcast.models.student.student import checkpoints, new_student, student_folder
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.errors import SettingsError
