@@ -17,7 +17,7 @@ from secondcast.models.memory.options import TextQuantization
 from secondcast.models.memory.quantized import check_quantizer, quantize_text_encoder
 from secondcast.models.student.folder import INITIAL_FILE, config_of, weight_bytes
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
-from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
+from secondcast.models.student.tokens import StudentTokens, has_tokenizer, own_tokens
 from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
@@ -25,7 +25,6 @@ from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled
 
 PICTURE_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "vae")
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # The files of a tokenizer depend on its kind: every file name that only tokenizers use.
 _TOKENIZER_ENDINGS = (".json", ".model", ".txt", ".jinja")
 _NO_TOKENIZER = (
@@ -95,7 +94,7 @@ def teacher_parts(student: str, pooled: Pooled | None = None) -> tuple[Role, ...
     parts = PICTURE_PARTS if pooled != "clip" else (*PICTURE_PARTS, *POOLED_PARTS)
     if student == TEACHER:
         return (*parts, "large_text_encoder", "large_tokenizer")
-    return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "large_tokenizer")
+    return parts if has_tokenizer(student_folder(Path(student))) else (*parts, "large_tokenizer")
 
 
 def open_text_encoder(
@@ -149,7 +148,7 @@ def open_text_encoder(
         )
     network.to(device)
     tokens = own_tokens(folder, network)
-    own_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("large_tokenizer")
+    own_folder = folder if tokens is not None or has_tokenizer(folder) else teacher.part("large_tokenizer")
     guidance = getattr(network.config, "trained_guidance", None)
     return TextEncoder(
         token_ids=_token_ids(own_folder, trained_length, family) if tokens is None else tokens.batch,
@@ -180,10 +179,6 @@ def _mask(family: Family, pad_token_id: int | None) -> Callable[[torch.Tensor], 
 
 def _token_ids(folder: Path, text_length: int, family: Family) -> Callable[[Sequence[str]], torch.Tensor]:
     return partial(family.tokenizer(folder).padded, text_length=text_length)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return has_own_tokens(folder) or any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def teacher_and_students(

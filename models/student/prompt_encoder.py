@@ -7,7 +7,7 @@ import torch
 
 from secondcast.models.families.registry import FAMILIES
 from secondcast.models.student.student import Student, load_student
-from secondcast.models.student.tokens import own_tokens
+from secondcast.models.student.tokens import has_tokenizer, own_tokens
 from secondcast.storage_schemas.errors import StudentError, TeacherError
 
 
@@ -24,17 +24,21 @@ class PromptEncoder:
         self.network: Student = load_student(folder).to(device)
         self.device, self.text_length = device, int(self.network.config.text_length)
         self._own = own_tokens(folder, self.network)
-        if self._own is None:
-            layers = getattr(self.network.config, "hidden_state_layers", None)
-            kind = (None if layers is None else tuple(layers), getattr(self.network.config, "masks_padding", False))
-            family = next(one for one in FAMILIES if (one.text_layers, one.masks_text) == kind)
-            try:
-                self._teachers = family.tokenizer(folder)
-            except TeacherError as error:
-                raise StudentError(
-                    f"{folder} has no tokenizer that can be read ({error}): give a run folder, or a folder of "
-                    f"`secondcast export` with the tokenizer's files"
-                ) from error
+        if self._own is not None:
+            return
+        if not has_tokenizer(folder):
+            # transformers would make one with an empty vocabulary.
+            raise StudentError(
+                f"{folder} has a student without tokenizer, expected tokenizer.json or spiece.model: give a run "
+                f"folder, or put the teacher's tokenizer beside the student's config.json"
+            )
+        layers = getattr(self.network.config, "hidden_state_layers", None)
+        kind = (None if layers is None else tuple(layers), getattr(self.network.config, "masks_padding", False))
+        family = next(one for one in FAMILIES if (one.text_layers, one.masks_text) == kind)
+        try:
+            self._teachers = family.tokenizer(folder)
+        except TeacherError as error:
+            raise StudentError(f"the tokenizer of the student {folder} cannot be read: {error}") from error
 
     def token_ids(self, prompts: str | Sequence[str]) -> torch.Tensor:
         """token_ids_BT, int64, truncated and padded to the text length, on the host."""

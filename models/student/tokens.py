@@ -134,6 +134,11 @@ def has_own_tokens(folder: Path) -> bool:
     return found.get("model_type") == EncoderStudentConfig.model_type
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a saved student with a tokenizer, its own or the teacher's."""
+    return has_own_tokens(folder) or any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+
+
 def _load(source: str, where: str, *, alone: bool = False) -> Any:
     local = Path(source).is_dir()
     # transformers does not know the model type of a saved student; its tokenizer files are sufficient.

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from secondcast.api.students import load_student
 from secondcast.inspection.report.run import PROMPTS_KEY, sample_file
 from secondcast.models.families.family import Family
 from secondcast.models.families.klein import KLEIN
@@ -83,6 +84,16 @@ def test_a_run_samples_its_held_out_trajectory(road):
     teacher, student = np.split(sheets[0][:, : sheets[0].shape[1] // 2 * 2], 2, axis=1)
     assert (sheets[0] == sheets[5])[:, : teacher.shape[1]].all() and (sheets[0] != sheets[5]).any()
     assert teacher.std() > 0 and student.std() > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("place", ["r", "s"], ids=["run", "export"])
+def test_a_loaded_student_reads_prompts_as_its_teacher(road, place):
+    cache, student = Cache.open(road.folder / "c"), load_student(road.folder / place, device="cpu")
+    for number, prompt in enumerate(cache.prompts):
+        assert student.token_ids(prompt.text)[0].tolist() == cache.padded_token_ids(number).tolist()
+    texts = [prompt.text for prompt in cache.prompts]
+    assert student(texts).shape == (len(texts), *cache.embedding(0).shape)
 
 
 @pytest.mark.thorough
