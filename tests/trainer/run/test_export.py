@@ -20,7 +20,8 @@ from secondcast.models.student.student_network import SecondcastStudent, Student
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run.export import export, weights_text
-from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
+from secondcast.trainer.run.export_facts import ExportFacts, facts_of
+from secondcast.trainer.run.model_card import card_of
 from tests.models.student.encoders import make_encoder_folder
 from tests.models.weights.damaged_weights import shard
 from tests.project.programs import run_program

@@ -2,7 +2,8 @@
 
 import pytest
 
-from secondcast.trainer.run.model_card import ExportFacts, card_of, losses_text, stages_of
+from secondcast.trainer.run.export_facts import ExportFacts
+from secondcast.trainer.run.model_card import card_of, losses_text, stages_of
 
 FACTS = ExportFacts(
     teacher="t",
