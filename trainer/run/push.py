@@ -175,7 +175,8 @@ def _refused(repository: str, cause: Any, again: str) -> HubError:
         return HubError(f"{repository} is gated: accept its terms on its page, then run {again}")
     if status == 401:
         return HubError(
-            f"the hub does not accept the token: run `hf auth login` with a valid one, or set HF_TOKEN, then run {again}"
+            f"the hub does not accept the token: run `hf auth login` with a valid one, or set HF_TOKEN, then run "
+            f"{again}"
         )
     if status == 403:
         return _not_permitted(repository)
@@ -187,8 +188,8 @@ def _refused(repository: str, cause: Any, again: str) -> HubError:
         )
     if status is None:
         return HubError(
-            f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {reason(cause)}): check the network, then "
-            f"run {again}"
+            f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {reason(cause)}): check the network, "
+            f"then run {again}"
         )
     return HubError(f"the hub refused the upload to {repository} (status {status}: {reason(cause)}): run {again}")
 
