@@ -62,9 +62,15 @@ def export(
     _check_options(folder, to, quantize, scores, push, public)
     card_scores = None if scores is None else _markdown(scores)
     quiet_device("cpu")
+    from secondcast.trainer.run.export_facts import FACTS_FILE
     from secondcast.trainer.run.push import check_target
 
     if push is not None:
+        if folder is not None and (folder / FACTS_FILE).is_file():
+            raise SettingsError(
+                f"{folder} is an export already: upload it by `secondcast export {folder} --push {push}`, or give a "
+                f"new folder"
+            )
         check_target(push)
     if folder is not None:
         _write(student, folder, to, quantize, card_scores, quiet)

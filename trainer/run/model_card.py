@@ -62,7 +62,7 @@ needs transformers 4); `secondcast generate` and `secondcast export` accept it a
 """
 
 _NON_COMMERCIAL = """ {model} has a non-commercial licence with terms for
-derivatives and outputs."""
+derivatives and outputs: [{licence.name}]({licence.link})."""
 _NO_LICENCE = """ This card cannot name it: the teacher
 is not named after a supported model.{which}"""
 _WHICH = """ {models} have non-commercial licences, which also
@@ -155,7 +155,7 @@ def _licence_text(facts: ExportFacts | None, family: Family) -> str:
         return _NO_LICENCE.format(which=_WHICH.format(models=" and ".join(models)) if models else "")
     model, licence = known
     if licence.non_commercial:
-        return _NON_COMMERCIAL.format(model=model)
+        return _NON_COMMERCIAL.format(model=model, licence=licence)
     return f" It is {licence.identifier if licence.name is None else f'[{licence.name}]({licence.link})'}."
 
 

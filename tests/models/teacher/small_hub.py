@@ -128,6 +128,6 @@ def run_apart(code: str, *arguments: str, home: Path, **environment: str) -> str
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and not key.startswith("HF_")}
     settings = {"HF_HUB_CACHE": str(home / "hub"), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout

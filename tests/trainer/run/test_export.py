@@ -106,8 +106,9 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         assert row in card.splitlines(), row
     assert (
         "The teacher's licence determines what that means for the student" in card
-        and "non-commercial" not in card
+        and "This card cannot name it: the teacher\nis not named after a supported model. FLUX.1-dev and " in card
         and "base_model" not in card
+        and "license" not in card
     )
 
 
@@ -116,6 +117,8 @@ def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_co
     flux = facts.model_copy(update={"teacher": "black-forest-labs/FLUX.1-dev", "guidance": None, "replay_error": None})
     card = card_of("diffusers", flux, text_length=77, parameters=1, weights="w")
     assert "\nbase_model: black-forest-labs/FLUX.1-dev\n" in card and "non-commercial licence" in card
+    licence = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
+    assert f"\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\nlicense_link: {licence}\n" in card
     assert "No guidance was recorded." in card and "| replay error (loss of a perfect student) | not measured |" in card
 
 

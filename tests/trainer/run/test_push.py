@@ -103,47 +103,49 @@ def test_a_student_goes_there_and_back_byte_for_byte_and_is_sent_once(student, t
     assert "\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\n" in card and "](samples.png)" in card
 
 
-@pytest.mark.parametrize(("kind", "number"), [("put", 2), ("commit", 1)])
-def test_an_interrupted_push_changes_nothing_and_a_repeated_one_ends_with_the_same_bytes(
-    student, tmp_path, kind, number
-):
-    uploads, repositories, numbers = Uploads(), {}, itertools.count(1)
+def test_an_interrupted_push_changes_nothing_and_a_repeated_one_sends_only_what_had_not_arrived(student, tmp_path):
+    uploads, repositories = Uploads(), {}
     words = ["export", str(student), "--push", "me/student"]
-    with serve(repositories, UploadHub, uploads=uploads) as address:
+
+    def killed_at(kind: str, number: int, address: str) -> None:
+        numbers = itertools.count(1)
         environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
         script = [sys.executable, "-c", COMMANDS, json.dumps([["hf_owner", words]])]
-        killed = subprocess.Popen(script, cwd=ROOT, env=environment)
+        process = subprocess.Popen(script, cwd=ROOT, env=environment)
 
-        def kill(found: str) -> bool:
+        def arrives(found: str) -> bool:
             if found != kind or next(numbers) < number:
                 return True
-            killed.kill()
+            process.kill()
             return False
 
-        uploads.before = kill
-        assert killed.wait(timeout=60) == -signal.SIGKILL
+        uploads.before = arrives
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        uploads.before = lambda found: True
         assert repositories["me/student"].files == {".gitattributes": ATTRIBUTES}
+
+    with serve(repositories, UploadHub, uploads=uploads) as address:
+        killed_at("put", 2, address)
         arrived = len(uploads.objects)
-        uploads.before, uploads.requests = lambda found: True, []
+        killed_at("commit", 1, address)
+        assert uploads.requests.count("put") == len(uploads.objects) == 3 and arrived < 3
         (done,) = run([["hf_owner", words]], tmp_path, HF_ENDPOINT=address)
     assert done[0] == 0, done
+    assert sorted(uploads.requests) == ["commit", "create", "put", "put", "put"]
     assert repositories["me/student"].files == contents(student) | {".gitattributes": ATTRIBUTES}
-    assert uploads.requests.count("put") == 3 - arrived and (kind == "put" or arrived == 3)
 
 
 def test_a_repository_of_an_earlier_push_loses_its_old_weights_alone_and_keeps_its_visibility(student, tmp_path):
     kept = {"LICENSE": b"l", "pictures/a.png": b"p"}
     old = {FACTS_FILE: b"{}", "model-00001-of-00002.safetensors": b"w", "added_tokens.json": b"{}"}
     repositories = {name: repository(kept | old, private=name != "me/seen") for name in ("me/student", "me/seen")}
+    push = ["export", str(student), "--push"]
+    commands = [[*push, "me/student"], [*push, "me/seen"], [*push, "me/student", "--public"]]
     with serve(repositories, UploadHub, uploads=Uploads()) as address:
-        push = ["export", str(student), "--push"]
-        hidden = run(
-            [["hf_owner", [*push, "me/student"]], ["hf_owner", [*push, "me/seen"]]], tmp_path, HF_ENDPOINT=address
-        )
-        assert ["(private)" in text for _, text in hidden] == [True, False]
-        assert all(found.files == contents(student) | kept for found in repositories.values())
-        ((code, text),) = run([["hf_owner", [*push, "me/student", "--public"]]], tmp_path, HF_ENDPOINT=address)
-    assert code == 0 and "(public): no change" in text and not repositories["me/student"].private
+        done = run([["hf_owner", words] for words in commands], tmp_path, HF_ENDPOINT=address)
+    shown = [re.search(r"\((private|public)\): (no change)?", text).groups() for _, text in done]
+    assert shown == [("private", None), ("public", None), ("public", "no change")]
+    assert all(found.files == contents(student) | kept and not found.private for found in repositories.values())
 
 
 def test_what_cannot_be_pushed_is_one_line_and_sends_nothing(student, tmp_path):
@@ -174,6 +176,11 @@ def test_what_cannot_be_pushed_is_one_line_and_sends_nothing(student, tmp_path):
             [student, out, "--push", "me/other"],
             r"me/other has README.md and 1 more files but no secondcast.json, so `secondcast export` did not write it: "
             r"nothing was uploaded; give an empty or a new repository",
+        ),
+        "again": (
+            "hf_owner",
+            [plain, student, "--push", "me/x"],
+            r".*/s is an export already: upload it by `secondcast export .*/s --push me/x`, or give a new folder$",
         ),
         "facts": ("hf_owner", [plain, "--push", "me/x"], r".*plain has no secondcast.json, by which a later --push"),
         "name": ("hf_owner", [student, "--push", "x"], r"--push is 'x', expected OWNER/NAME, such as me/my-student"),
