@@ -34,7 +34,7 @@ LINKING = (
 )  # fmt: skip
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(
-    r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks|tests|integrations)/[\w./-]+)`"
+    r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks|integrations)/[\w./-]+)`"
 )
 
 
