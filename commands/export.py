@@ -8,7 +8,7 @@ import typer
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
 from secondcast.models.memory.options import TextQuantization
-from secondcast.storage_schemas.errors import SettingsError, reason
+from secondcast.storage_schemas.errors import SettingsError, StudentError, reason
 from secondcast.storage_schemas.progress import counted
 from secondcast.trainer.run.usage_snippets import Form
 
@@ -128,11 +128,15 @@ def _write(
 
 
 def _picture(path: Path) -> Path | None:
-    """The sheet of samples at the exported checkpoint of a run; None if there is none, and for an export."""
+    """The sheet of samples at the exported checkpoint of a run; None if there is none."""
     from secondcast.inspection.report.run import sample_file
     from secondcast.models.student.folder import step_of, student_folder
 
-    step = step_of(student_folder(path).parent)
+    try:
+        step = step_of(student_folder(path).parent)
+    except StudentError:
+        # The export itself reports it.
+        return None
     file = None if step is None else sample_file(path, step)
     return file if file is not None and file.is_file() else None
 

@@ -33,9 +33,7 @@ LINKING = (
     ROOT / "integrations/comfyui/README.md",
 )  # fmt: skip
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(
-    r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks|integrations)/[\w./-]+)`"
-)
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks|integrations)/[\w./-]+)`")
 
 
 def command_lines(text: str) -> list[str]:

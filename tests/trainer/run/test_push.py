@@ -148,7 +148,7 @@ def test_a_repository_of_an_earlier_push_loses_its_old_weights_alone_and_keeps_i
     assert all(found.files == contents(student) | kept and not found.private for found in repositories.values())
 
 
-def test_what_cannot_be_pushed_is_one_line_and_sends_nothing(student, tmp_path):
+def test_what_cannot_be_pushed_is_one_line_and_changes_nothing(student, tmp_path):
     uploads = Uploads()
     other = repository({".gitattributes": ATTRIBUTES, "README.md": b"", "model.bin": b"w"})
     repositories = {"me/other": other, "me/mine": repository({FACTS_FILE: b"{}"})}
@@ -191,14 +191,27 @@ def test_what_cannot_be_pushed_is_one_line_and_sends_nothing(student, tmp_path):
         "scores": ("hf_owner", [student, out, "--scores", "t.json"], r"--scores is t.json, expected a Markdown file"),
         "no scores": ("hf_owner", [student, out, "--scores", "t.md"], r"--scores t.md cannot be read \(No such file"),
     }
+    raced = (
+        r"me/mine was made or changed by somebody else meanwhile \(status 412\): run `secondcast export .*/s --push "
+        r"me/mine` to upload the export, which is complete in .*/s$"
+    )
+    cases["race"] = ("hf_owner", [student, "--push", "me/mine"], raced)
+
+    def changed_meanwhile(kind: str) -> bool:
+        repositories["me/mine"].commit = "f" * 40
+        return True
+
+    uploads.before = changed_meanwhile
     commands = [[token, ["export", *map(str, words)]] for token, words, _ in cases.values()]
     with serve(repositories, UploadHub, uploads=uploads) as address:
         results = run(commands, tmp_path, HF_ENDPOINT=address)
     for (code, text), (name, (_, _, message)) in zip(results, cases.items(), strict=True):
         last = text.splitlines()[-1]
         assert code == 1 and re.match(f"secondcast: {message}", last), (name, text)
-    # That of the other owner: a repository is created or refused by the hub itself.
-    assert uploads.requests == ["create"] and not out.exists()
+    # That of the other owner, whose repository the hub itself refuses to create, and those of the last case.
+    assert uploads.requests[0] == "create" and sorted(uploads.requests[1:]) == ["commit", "put", "put", "put"]
+    assert repositories["me/mine"].files == {FACTS_FILE: b"{}"} and other.files.keys() >= {"model.bin"}
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
