@@ -183,9 +183,7 @@ def _refused(repository: str, cause: Any, again: str) -> HubError:
     if status == 404:
         return HubError(f"{repository} is missing, or this token does not see it: check the name, then run {again}")
     if status in (409, 412):
-        return HubError(
-            f"{repository} exists for another user, or was changed meanwhile (status {status}): run {again}"
-        )
+        return HubError(f"{repository} was made or changed by somebody else meanwhile (status {status}): run {again}")
     if status is None:
         return HubError(
             f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {reason(cause)}): check the network, "
