@@ -71,6 +71,10 @@ class RunError(SecondcastError):
     """A run folder has unrelated contents, other settings, or no readable checkpoint."""
 
 
+class HubError(SecondcastError):
+    """The hub has no token of the user, refuses a request, or cannot be reached."""
+
+
 class OutOfMemoryError(SecondcastError):
     """The GPU has too little memory for the requested settings."""
 

@@ -6,14 +6,14 @@ GO_ON = frozenset({
     "build", "check", "convert", "demo", "generate", "init-student", "merge", "repair", "subset", "train",
 })  # fmt: skip
 """Commands that keep finished work and resume when they are run again."""
-GO_ON_WITH_OUT = frozenset({"evaluate table"})
-"""Commands that do so with --out."""
+GO_ON_WITH = {"evaluate table": "--out", "export": "--push"}
+"""Commands that do so with an option."""
 
 
 def goes_on(command: str, words: Sequence[str]) -> bool:
     """Whether a command, by its name ("evaluate table") and command line, resumes when it is run again."""
-    with_out = any(word == "--out" or word.startswith("--out=") for word in words)
-    return command in GO_ON or (command in GO_ON_WITH_OUT and with_out)
+    option = GO_ON_WITH.get(command)
+    return command in GO_ON or any(option == word.partition("=")[0] for word in words)
 
 
 def interrupted_text(goes_on: bool) -> str:

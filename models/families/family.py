@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from secondcast.models.families.anatomy import Anatomy
 from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder, TextTokenizer
 from secondcast.models.families.flow_match import PlannedSchedule
+from secondcast.models.families.licences import Licence
 from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import POOLED as POOLED
@@ -74,8 +75,7 @@ class Part:
 class Family(ABC):
     """A kind of teacher.
 
-    name: in manifests. title: in texts. owner: of its models on the hub. models: their names.
-    non_commercial: those of `models` whose licence restricts derivatives and outputs.
+    name: in manifests. title: in texts. owner: of its models on the hub. licences: of its models, by their names.
     pipeline: class of diffusers, in model_index.json and in usage examples.
     parts: by role; the folder of the large text encoder is the slot of the pipeline that a student takes.
     text_length: text tokens of a new cache, unless the tokenizer takes fewer.
@@ -96,8 +96,7 @@ class Family(ABC):
     name: str
     title: str
     owner: str
-    models: tuple[str, ...]
-    non_commercial: tuple[str, ...]
+    licences: Mapping[str, Licence]
     pipeline: str
     parts: Mapping[Role, Part]
     text_length: int
@@ -115,6 +114,11 @@ class Family(ABC):
     tokenizer_files: tuple[str, ...] = (
         *("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of its models on the hub, without their owner."""
+        return tuple(self.licences)
 
     @property
     def latents(self) -> Latents:

@@ -8,6 +8,7 @@ from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder
 from secondcast.models.families.family import LATENTS_PER_SIDE, POOLED, Part, Role
 from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule, linear_schedule
+from secondcast.models.families.licences import APACHE, Licence, own_licence
 from secondcast.models.families.reads_t5 import ReadsT5, t5_part
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import Dtype, ScheduleName
@@ -255,6 +256,10 @@ def shift_of(scheduler_config: dict[str, Any], image_tokens: int) -> float:
     return float(image_tokens * slope + (low - slope * fewest))
 
 
+def _dev_licence(model: str) -> Licence:
+    return own_licence("flux-1-dev-non-commercial-license", f"black-forest-labs/{model}", non_commercial=True)
+
+
 _SHARED: dict[str, Any] = {
     "owner": "black-forest-labs",
     "parts": {
@@ -308,16 +313,18 @@ _SHARED: dict[str, Any] = {
 FLUX = Flux(
     name="flux",
     title="FLUX.1",
-    models=("FLUX.1-dev", "FLUX.1-schnell", "FLUX.1-Krea-dev"),
-    non_commercial=("FLUX.1-dev", "FLUX.1-Krea-dev"),
+    licences={
+        "FLUX.1-dev": _dev_licence("FLUX.1-dev"),
+        "FLUX.1-schnell": APACHE,
+        "FLUX.1-Krea-dev": _dev_licence("FLUX.1-Krea-dev"),
+    },
     pipeline="FluxPipeline",
     **_SHARED,
 )
 FLUX_KONTEXT = FluxKontext(
     name="flux-kontext",
     title="FLUX.1 Kontext",
-    models=("FLUX.1-Kontext-dev",),
-    non_commercial=("FLUX.1-Kontext-dev",),
+    licences={"FLUX.1-Kontext-dev": _dev_licence("FLUX.1-Kontext-dev")},
     pipeline="FluxKontextPipeline",
     **_SHARED,
 )

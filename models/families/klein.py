@@ -9,6 +9,7 @@ from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import Conditioning, TextTokenizer
 from secondcast.models.families.family import Family, Part
 from secondcast.models.families.flow_match import linear_schedule
+from secondcast.models.families.licences import APACHE, own_licence
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import ScheduleName
 
@@ -313,8 +314,12 @@ KLEIN = Klein(
     name="flux2-klein",
     title="FLUX.2-klein",
     owner="black-forest-labs",
-    models=("FLUX.2-klein-4B", "FLUX.2-klein-9B"),
-    non_commercial=("FLUX.2-klein-9B",),
+    licences={
+        "FLUX.2-klein-4B": APACHE,
+        "FLUX.2-klein-9B": own_licence(
+            "flux-non-commercial-license", "black-forest-labs/FLUX.2-klein-9B", non_commercial=True
+        ),
+    },
     pipeline="Flux2KleinPipeline",
     parts={
         "transformer": Part(

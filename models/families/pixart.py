@@ -11,6 +11,7 @@ import numpy as np
 from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import Conditioning
 from secondcast.models.families.family import TEXT_MASK, Part
+from secondcast.models.families.licences import OPENRAIL
 from secondcast.models.families.patches import PatchedLatents
 from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import MissingExtraError, TeacherError, reason
@@ -241,8 +242,7 @@ PIXART_SIGMA = PixArt(
     name="pixart-sigma",
     title="PixArt-Sigma",
     owner="PixArt-alpha",
-    models=("PixArt-Sigma-XL-2-512-MS", "PixArt-Sigma-XL-2-1024-MS"),
-    non_commercial=(),
+    licences={"PixArt-Sigma-XL-2-512-MS": OPENRAIL, "PixArt-Sigma-XL-2-1024-MS": OPENRAIL},
     pipeline="PixArtSigmaPipeline",
     parts={
         "transformer": Part(

@@ -6,6 +6,7 @@ from secondcast.models.families.anatomy import Anatomy
 from secondcast.models.families.family import Family
 from secondcast.models.families.flux import FLUX, FLUX_KONTEXT
 from secondcast.models.families.klein import KLEIN
+from secondcast.models.families.licences import Licence
 from secondcast.models.families.pixart import PIXART_SIGMA
 from secondcast.models.families.sd3 import SD3
 from secondcast.storage_schemas.errors import TeacherError
@@ -36,6 +37,20 @@ def family_named(name: str) -> Family:
         f"the cache was recorded with a teacher of the family {name!r}, this version knows "
         f"{', '.join(family.name for family in FAMILIES)}: a newer version recorded it; upgrade secondcast"
     )
+
+
+def licence_of(teacher: str) -> tuple[str, Licence] | None:
+    """The model, with its owner, that a hub name or folder is named after, and its licence; None for another name.
+
+    Of several (a merge), one with a non-commercial licence.
+    """
+    found = [
+        (f"{family.owner}/{model}", licence)
+        for family in FAMILIES
+        for model, licence in family.licences.items()
+        if model.casefold() in teacher.casefold()
+    ]
+    return max(found, key=lambda entry: entry[1].non_commercial, default=None)
 
 
 def family_of_pipeline(pipeline: str) -> Family | None:

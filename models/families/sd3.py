@@ -8,6 +8,7 @@ from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.encoders.interface import CLIP_ROWS, Conditioning, ConditioningEncoder
 from secondcast.models.families.family import POOLED, Part, Role
 from secondcast.models.families.flow_match import check_repeatable
+from secondcast.models.families.licences import own_licence
 from secondcast.models.families.patches import PatchedLatents
 from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import TeacherError
@@ -246,8 +247,14 @@ SD3 = StableDiffusion3(
     name="sd3",
     title="Stable Diffusion 3",
     owner="stabilityai",
-    models=("stable-diffusion-3-medium-diffusers", "stable-diffusion-3.5-medium", "stable-diffusion-3.5-large"),
-    non_commercial=(),
+    licences={
+        model: own_licence("stabilityai-ai-community", f"stabilityai/{model}")
+        for model in (
+            "stable-diffusion-3-medium-diffusers",
+            "stable-diffusion-3.5-medium",
+            "stable-diffusion-3.5-large",
+        )
+    },
     pipeline="StableDiffusion3Pipeline",
     parts={
         "transformer": Part(

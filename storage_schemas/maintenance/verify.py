@@ -231,7 +231,8 @@ class _Walk:
         tops = tuple(kind + end for kind in KINDS for end in (".zarr/", "/"))
         noted = {problem.path for problem in self.problems}
         for name in self.folder.names():
-            hidden = name.rsplit("/", 1)[-1].startswith(".")
+            # Files of other programs, such as .gitattributes, and .cache/ in a folder that came from the hub.
+            hidden = any(part.startswith(".") for part in name.split("/"))
             # Before a build is finished, files without a record are left by a killed builder and will be rewritten.
             # Incomplete staged files of a killed extension are deleted by the next builder.
             leftover = (not finished and name.startswith(tops)) or is_staged(name)

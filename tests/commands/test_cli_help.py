@@ -19,7 +19,7 @@ import typer
 
 from secondcast import __version__, cli
 from secondcast.commands.shell import versions
-from secondcast.commands.shell.resuming import GO_ON, GO_ON_WITH_OUT, goes_on, interrupted_text, out_of_memory_text
+from secondcast.commands.shell.resuming import GO_ON, GO_ON_WITH, goes_on, interrupted_text, out_of_memory_text
 from tests.commands.test_cli import ROOT, secondcast
 from tests.project.test_docs import parse
 
@@ -230,9 +230,10 @@ def test_a_group_without_a_command_shows_its_help(capsys):
 
 
 def test_commands_that_go_on_are_told_from_those_that_begin_anew():
-    assert COMMANDS.keys() > GO_ON | GO_ON_WITH_OUT
+    assert COMMANDS.keys() > GO_ON | GO_ON_WITH.keys()
     table = ["secondcast", "evaluate", "table", "a=run", "--pocket"]
     assert goes_on("evaluate table", [*table, "--out=results"]) and not goes_on("evaluate table", table)
+    assert goes_on("export", ["secondcast", "export", "x", "--push", "a/b"]) and not goes_on("export", ["x", "y"])
     assert not goes_on("evaluate score", ["secondcast", "evaluate", "score", "run", "--out", "x.json"])
     assert goes_on("train", []) and not goes_on("plan build", []) and not goes_on("", [])
     assert out_of_memory_text(False, ["--device"]) == "the GPU is out of memory: use --device cpu"

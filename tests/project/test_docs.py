@@ -25,12 +25,15 @@ PAGES = (
     ROOT / "docs/inspecting.md",
     ROOT / "docs/evaluation.md",
     ROOT / "docs/checking.md",
+    ROOT / "docs/sharing.md",
+    ROOT / "integrations/comfyui/README.md",
 )
 LINKING = (
-    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md"
+    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md",
+    ROOT / "integrations/comfyui/README.md",
 )  # fmt: skip
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks)/[\w./-]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks|integrations)/[\w./-]+)`")
 
 
 def command_lines(text: str) -> list[str]:

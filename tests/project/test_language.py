@@ -43,7 +43,8 @@ BANNED = {
 PATTERN = re.compile(rf"\b({'|'.join(re.escape(word) for word in BANNED)})\b", re.IGNORECASE)
 PACKAGES = ("api", "cache_builder", "commands", "evaluation", "inspection", "models", "storage_schemas", "trainer")
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/building.md", "docs/evaluation.md", "docs/inspecting.md",
-         "docs/options.md", "docs/python.md", "docs/small-gpus.md", "docs/training.md")  # fmt: skip
+         "docs/options.md", "docs/python.md", "docs/sharing.md", "docs/small-gpus.md", "docs/training.md",
+         "integrations/comfyui/README.md")  # fmt: skip
 
 
 def sources() -> list[str]:

@@ -39,21 +39,32 @@ from secondcast.models.student.tokens import TOKENIZER_CONFIG, has_own_tokens, p
 from secondcast.storage_schemas.errors import SettingsError, reason
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.progress import size_text
-from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
+from secondcast.trainer.run.export_facts import FACTS_FILE, ExportFacts, facts_of
+from secondcast.trainer.run.model_card import PICTURE_FILE, Form, card_of
 
 _CARD_FILE = "README.md"
 _COMFYUI_ENDING = ".safetensors"
 # Written by every export; the rest of a student's folder is its tokenizer.
-_NOT_TOKENIZER = (".safetensors", ".index.json", ".bin", ".gguf", ".py", ".md", ".tmp")
+_NOT_TOKENIZER = (".safetensors", ".index.json", ".bin", ".gguf", ".py", ".md", ".png", ".tmp")
 
 
-def export(path: Path, out: Path, *, to: Form = "diffusers", quantize: TextQuantization | None = None) -> list[str]:
+def export(
+    path: Path,
+    out: Path,
+    *,
+    to: Form = "diffusers",
+    quantize: TextQuantization | None = None,
+    picture: Path | None = None,
+    scores: str | None = None,
+) -> list[str]:
     """Write a student atomically; returns notes on limitations in the target program.
 
     path: run folder (its best checkpoint is exported), or an export.
     out: new folder; for `comfyui` a new .safetensors file.
     to: format of the export.
     quantize: form of its matrices; None: as they are.
+    picture: sheet of samples (PNG) for the model card; None: that of an earlier export, if it has one.
+    scores: Markdown of measured scores for the model card.
 
     Raises StudentError if there is no student, SettingsError for an `out` that exists or cannot be written, and for a
     format or a quantization that does not support this kind of student.
@@ -72,7 +83,7 @@ def export(path: Path, out: Path, *, to: Form = "diffusers", quantize: TextQuant
             # safetensors writes files that only the owner can read.
             temporary.chmod(durable.usual_mode(temporary.parent))
         else:
-            _write_folder(student, facts, source, temporary, to)
+            _write_folder(student, facts, source, temporary, to, picture=picture, scores=scores)
     return [*_unjudged_remarks(path, source), *(_comfyui_remarks(student) if to == "comfyui" else [])]
 
 
@@ -154,7 +165,16 @@ def _staged(out: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _write_folder(student: Student, facts: ExportFacts | None, source: Path, folder: Path, form: Form) -> None:
+def _write_folder(
+    student: Student,
+    facts: ExportFacts | None,
+    source: Path,
+    folder: Path,
+    form: Form,
+    *,
+    picture: Path | None,
+    scores: str | None,
+) -> None:
     if facts is not None and facts.guidance:
         student.config.trained_guidance = [min(facts.guidance), max(facts.guidance)]
     if form == "diffusers":
@@ -168,6 +188,10 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         if file.is_file() and not file.name.endswith(_NOT_TOKENIZER) and file.name not in ("config.json", FACTS_FILE):
             copied = file.read_bytes()
             (folder / file.name).write_bytes(portable(copied) if file.name == TOKENIZER_CONFIG else copied)
+    if picture is None and (source / PICTURE_FILE).is_file():
+        picture = source / PICTURE_FILE
+    if picture is not None:
+        shutil.copyfile(picture, folder / PICTURE_FILE)
     if facts is not None:
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")
     card = card_of(
@@ -179,6 +203,8 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         encoder=student.config.encoder_config["model_type"] if isinstance(student, EncoderStudent) else None,
         own_tokenizer=has_own_tokens(source),
         family=_family_of(student, facts),
+        picture=picture is not None,
+        scores=scores,
     )
     (folder / _CARD_FILE).write_text(card, encoding="utf-8")
 

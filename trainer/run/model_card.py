@@ -1,108 +1,26 @@
-"""The provenance of an exported student, as a record and as a model card."""
+"""The model card of an exported student."""
 
 import json
+import re
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from secondcast.models.families.family import Family
 from secondcast.models.families.flux import FLUX
-from secondcast.models.families.registry import FAMILIES, family_named
-from secondcast.models.student.folder import best_checkpoint
-from secondcast.storage_schemas.errors import StudentError
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.models.families.registry import licence_of
 from secondcast.trainer.loss_kinds import LOSSES
-from secondcast.trainer.run.folder import CONFIG_FILE
-from secondcast.trainer.run.metrics import read_metrics
+from secondcast.trainer.run.export_facts import ExportFacts
+from secondcast.trainer.run.usage_snippets import POCKET, diffusers_text
 from secondcast.trainer.run.usage_snippets import Form as Form
-from secondcast.trainer.run.usage_snippets import diffusers_text
-from secondcast.trainer.settings import MAIN, RecordedWith, RunConfig
+from secondcast.trainer.settings import MAIN
 
-FACTS_FILE = "secondcast.json"
-
-
-class ExportFacts(Record):
-    """Provenance of an exported student: FACTS_FILE of a folder, or the metadata of a single file.
-
-    guidance: guidance values of its training; None if none was recorded.
-    validation_loss: at the exported checkpoint; None if not measured.
-    replay_error: the loss of a perfect student on the machine that trained it; None if not measured.
-    recorded: None for runs of older versions, and on text caches alone.
-    family: of the teacher; exports of older versions are of the first one.
-    """
-
-    teacher: str
-    teacher_digest: str
-    sampling_digest: str
-    text_length: int
-    guidance: tuple[float, ...] | None
-    settings: dict[str, Any]
-    checkpoint: str
-    validation_loss: float | None
-    replay_error: float | None
-    created_by: str
-    recorded: RecordedWith | None = None
-    family: str = FLUX.name
-
-    @property
-    def teacher_family(self) -> Family:
-        """The family of the teacher; that of the recording where older versions stated no other."""
-        return family_named(self.family if self.recorded is None else self.recorded.family)
-
-
-def facts_of(path: Path, student: Path) -> ExportFacts | None:
-    """The facts of a run folder or of an export; None for a student without any.
-
-    student: folder of the exported student within `path`. Raises StudentError for an unreadable file.
-    """
-    try:
-        if student != path:
-            return _facts_of_run(path, student.parent.name)
-        if (path / FACTS_FILE).is_file():
-            return ExportFacts.model_validate_json((path / FACTS_FILE).read_bytes())
-    except (OSError, ValueError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
-        file = path / (CONFIG_FILE if student != path else FACTS_FILE)
-        raise StudentError(f"{file} cannot be read ({problem}): export from another copy of {path}") from error
-    return None
-
-
-def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
-    config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
-    metrics = read_metrics(run)
-    step = int(checkpoint.rsplit("-", 1)[-1])
-    losses = [entry["validation_loss"] for entry in metrics if entry.get("step") == step and "validation_loss" in entry]
-    replay_errors = [entry["replay_error"] for entry in metrics if "replay_error" in entry]
-    return ExportFacts(
-        # --backbone may name a folder with a transformer alone.
-        teacher=config.recorded.teacher if config.recorded else config.backbone,
-        teacher_digest=config.teacher_digest,
-        sampling_digest=", ".join(sorted({trained_on.sampling_digest for trained_on in config.caches.values()})),
-        text_length=config.text_length,
-        guidance=config.guidance,
-        settings=config.settings.json_value(),
-        checkpoint=checkpoint,
-        validation_loss=_best_loss(run, checkpoint) if not losses else losses[-1],
-        replay_error=replay_errors[-1] if replay_errors else None,
-        created_by=f"secondcast {version('secondcast')}",
-        recorded=config.recorded,
-        family=config.family,
-    )
-
-
-def _best_loss(run: Path, checkpoint: str) -> float | None:
-    with suppress(StudentError):
-        best = best_checkpoint(run)
-        return best[1] if best is not None and best[0].name == checkpoint else None
-    return None
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""OWNER/NAME of a repository."""
 
 
 _CARD = """---
-library_name: transformers{base_model}
+library_name: transformers{metadata}
 tags: [text-encoder, {tag}, distillation, secondcast]
 ---
 
@@ -113,15 +31,28 @@ encoder of {teacher}. It replaces `{slot}`.{tokenizer}
 
 It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. {padding} {guidance}
 
-{use}
+{picture}{use}
 ## Training
 
 {losses}{recipe}
-## Licence
+{scores}## Licence
 
 The student was trained on outputs of its teacher, {teacher}.
 The teacher's licence determines what that means for the student and for pictures made with it: read it before you use
-or redistribute the student.{non_commercial}
+or redistribute the student.{licence}
+"""
+
+PICTURE_FILE = "samples.png"
+"""A sheet of samples, in the folder of an export."""
+_PICTURE = f"""![pictures by the teacher and by this student]({PICTURE_FILE})
+
+Teacher and student side by side, sampled from the same recorded noise at this checkpoint.
+
+"""
+_SCORES = """## Scores
+
+{scores}
+
 """
 
 _USE_DISTILLT5 = """The folder has the format of the published DistillT5 checkpoint: its tensor names, its class
@@ -131,8 +62,11 @@ needs transformers 4); `secondcast generate` and `secondcast export` accept it a
 """
 
 _NON_COMMERCIAL = """ {model} has a non-commercial licence with terms for
-derivatives and outputs."""
-
+derivatives and outputs: [{licence.name}]({licence.link})."""
+_NO_LICENCE = """ This card cannot name it: the teacher
+is not named after a supported model.{which}"""
+_WHICH = """ {models} have non-commercial licences, which also
+apply if it was made from one of them."""
 
 _OWN_TOKENIZER = """
 It reads prompts with its own tokenizer, which is in this folder, and detects padding by itself."""
@@ -160,16 +94,20 @@ def card_of(
     encoder: str | None = None,
     own_tokenizer: bool = False,
     family: Family = FLUX,
+    picture: bool = False,
+    scores: str | None = None,
 ) -> str:
     """README.md of an export.
 
     weights: form and bytes of its weights, in words.
     encoder: model_type of a student that is not T5.
     family: of the teacher.
+    picture: whether PICTURE_FILE is beside it.
+    scores: Markdown of measured scores.
     """
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
     return _CARD.format(
-        base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
+        metadata="".join(f"\n{key}: {value}" for key, value in _metadata(facts).items()),
         tag=family.name.split("-")[0],
         teacher=teacher,
         slot=family.slot,
@@ -185,13 +123,41 @@ def card_of(
         use=_use(form, facts, family, text_length=text_length, own_tokenizer=own_tokenizer, is_t5=encoder is None),
         losses="" if facts is None else losses_text(stages_of(facts.settings), facts.settings.get("loss_fn")),
         recipe=_recipe(facts),
-        non_commercial="".join(
-            _NON_COMMERCIAL.format(model=model)
-            for known in FAMILIES
-            for model in known.non_commercial
-            if model in teacher
-        ),
+        licence=_licence_text(facts, family),
+        picture=_PICTURE if picture else "",
+        scores="" if scores is None else _SCORES.format(scores=scores.strip()),
     )
+
+
+def _metadata(facts: ExportFacts | None) -> dict[str, str]:
+    """Base model and licence, as the hub reads them."""
+    if facts is None:
+        return {}
+    known = licence_of(facts.teacher)
+    licence = (
+        {}
+        if known is None
+        else {
+            "license": known[1].identifier,
+            "license_name": known[1].name,
+            "license_link": known[1].link,
+        }
+    )
+    base_model = facts.teacher if _is_hub_name(facts.teacher) else None
+    return {key: value for key, value in {**licence, "base_model": base_model}.items() if value is not None}
+
+
+def _licence_text(facts: ExportFacts | None, family: Family) -> str:
+    if facts is not None and facts.teacher == POCKET:
+        return " The pocket is a part of Secondcast and has its licence."
+    known = None if facts is None else licence_of(facts.teacher)
+    if known is None:
+        models = [model for model, licence in family.licences.items() if licence.non_commercial]
+        return _NO_LICENCE.format(which=_WHICH.format(models=" and ".join(models)) if models else "")
+    model, licence = known
+    if licence.non_commercial:
+        return _NON_COMMERCIAL.format(model=model, licence=licence)
+    return f" It is {licence.identifier if licence.name is None else f'[{licence.name}]({licence.link})'}."
 
 
 def _use(
@@ -211,7 +177,7 @@ def _use(
 
 
 def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return HUB_NAME.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
 def _guidance_text(facts: ExportFacts | None) -> str:

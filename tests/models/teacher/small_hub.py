@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,13 +24,15 @@ NAME = "someone/flux"
 class Repository:
     """large: how names end of which the hub states the sha256. sent: files, and the bytes of each answer."""
 
-    folder: Path
-    large: str = ".safetensors"
+    folder: Path | None = None
+    private: bool = False
+    large: str | tuple[str, ...] = ".safetensors"
+    commit: str = COMMIT
     knows_ranges: bool = True
     sent: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self):
-        paths = [path for path in self.folder.rglob("*") if path.is_file()]
+        paths = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder else []
         self.files = {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
     def entry(self, name: str) -> dict:
@@ -53,7 +56,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
-        match = re.fullmatch(rf"/api/models/(\w+/\w+)/paths-info/{COMMIT}", self.path)
+        match = re.fullmatch(r"/api/models/(\w+/\w+)/paths-info/\w+", self.path)
         self.give(self.repositories[match[1]].entries(asked), body=True)
 
     def answer(self, body: bool) -> None:
@@ -68,12 +71,12 @@ class Hub(BaseHTTPRequestHandler):
             return self.refuse(400, "")
         if name not in self.repositories:
             return self.refuse(401, "RepoNotFound")
-        if revision not in ("main", "v1", COMMIT):
-            return self.refuse(404, "RevisionNotFound")
         repository = self.repositories[name]
+        if revision not in ("main", "v1", repository.commit):
+            return self.refuse(404, "RevisionNotFound")
         if kind == "revision":
             names = [{"rfilename": name} for name in repository.files]
-            return self.give(json.dumps({"id": name, "sha": COMMIT, "siblings": names}).encode(), body)
+            return self.give(json.dumps({"id": name, "sha": repository.commit, "siblings": names}).encode(), body)
         if kind == "tree":
             return self.give(repository.entries(repository.files), body)
         return self.give_file(repository, rest, body)
@@ -88,13 +91,14 @@ class Hub(BaseHTTPRequestHandler):
             data = whole[int(asked[1]) : int(asked[2]) + 1]
         if body:
             repository.sent.append((name, len(data)))
-        self.give(data, body, status=206 if partly else 200, etag=hashlib.sha256(whole).hexdigest())
+        etag = hashlib.sha256(whole).hexdigest()
+        self.give(data, body, status=206 if partly else 200, etag=etag, commit=repository.commit)
 
-    def give(self, data: bytes, body: bool, status: int = 200, etag: str = "0") -> None:
+    def give(self, data: bytes, body: bool, status: int = 200, etag: str = "0", commit: str = COMMIT) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         if body:
             self.wfile.write(data)
@@ -110,9 +114,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(repositories: dict[str, Repository]) -> Iterator[str]:
-    """Address of a hub with these repositories."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfThese", (Hub,), {"repositories": repositories}))
+def serve(repositories: dict[str, Repository], kind: type[Hub] = Hub, **state: Any) -> Iterator[str]:
+    """Address of a hub with these repositories. state: other attributes of its handlers."""
+    handlers = type("OfThese", (kind,), {"repositories": repositories, **state})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handlers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -123,6 +128,6 @@ def run_apart(code: str, *arguments: str, home: Path, **environment: str) -> str
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and not key.startswith("HF_")}
     settings = {"HF_HUB_CACHE": str(home / "hub"), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -104,6 +104,18 @@ def test_a_foreign_file_is_named(cache, form):
 
 
 @BOTH
+def test_what_a_download_from_the_hub_adds_is_no_problem(cache, form):
+    (cache / ".cache/huggingface/download").mkdir(parents=True)
+    for name in (
+        ".gitattributes",
+        ".cache/huggingface/.gitignore",
+        ".cache/huggingface/download/a.metadata",
+    ):
+        (cache / name).write_text("x")
+    assert not verify(cache, Silent()).problems
+
+
+@BOTH
 @pytest.mark.parametrize("foreign", [{"manifest.json": '{"name": "my web app"}'}, {"manifest.json": "x", "a.txt": "a"}])
 def test_a_folder_that_is_no_copy_is_not_repaired_into_one(cache, form, foreign, tmp_path):
     (tmp_path / "mine").mkdir()

@@ -20,7 +20,9 @@ from secondcast.models.student.student_network import SecondcastStudent, Student
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run.export import export, weights_text
-from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
+from secondcast.trainer.run.export_facts import ExportFacts, facts_of
+from secondcast.trainer.run.model_card import card_of
+from tests.commands.test_cli import secondcast
 from tests.models.student.encoders import make_encoder_folder
 from tests.models.weights.damaged_weights import shard
 from tests.project.programs import run_program
@@ -105,8 +107,9 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         assert row in card.splitlines(), row
     assert (
         "The teacher's licence determines what that means for the student" in card
-        and "non-commercial" not in card
+        and "This card cannot name it: the teacher\nis not named after a supported model. FLUX.1-dev and " in card
         and "base_model" not in card
+        and "license" not in card
     )
 
 
@@ -115,7 +118,27 @@ def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_co
     flux = facts.model_copy(update={"teacher": "black-forest-labs/FLUX.1-dev", "guidance": None, "replay_error": None})
     card = card_of("diffusers", flux, text_length=77, parameters=1, weights="w")
     assert "\nbase_model: black-forest-labs/FLUX.1-dev\n" in card and "non-commercial licence" in card
+    licence = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
+    assert f"\nlicense: other\nlicense_name: flux-1-dev-non-commercial-license\nlicense_link: {licence}\n" in card
     assert "No guidance was recorded." in card and "| replay error (loss of a perfect student) | not measured |" in card
+
+
+def test_the_card_shows_the_samples_of_the_exported_checkpoint_and_later_exports_keep_them(exported, tmp_path, capsys):
+    run = shutil.copytree(exported / "run", tmp_path / "run")
+    step = int(student_folder(run).parent.name.rpartition("-")[2])
+    (run / "samples").mkdir()
+    (run / "samples" / f"step-{step + 1:06d}.png").write_bytes(b"of another step")
+    (tmp_path / "table.md").write_text("| a |\n|---|\n| 0.9 |\n")
+    assert secondcast("export", run, tmp_path / "without", capsys=capsys)[0] == 0
+    (run / "samples" / f"step-{step:06d}.png").write_bytes(b"sheet")
+    words = ["export", run, tmp_path / "with", "--scores", tmp_path / "table.md"]
+    assert secondcast(*words, capsys=capsys)[0] == 0
+    assert secondcast("export", tmp_path / "with", tmp_path / "again", capsys=capsys)[0] == 0
+    for name, shown in (("without", False), ("with", True), ("again", True)):
+        assert ("](samples.png)" in (tmp_path / name / "README.md").read_text()) == shown
+        assert (tmp_path / name / "samples.png").exists() == shown
+    assert (tmp_path / "again/samples.png").read_bytes() == b"sheet"
+    assert "\n## Scores\n\n| a |\n" in (tmp_path / "with/README.md").read_text()
 
 
 def test_the_config_carries_text_length_and_guidance_range(exported):

@@ -11,7 +11,7 @@ from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.run.export import export
-from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts
+from secondcast.trainer.run.export_facts import FACTS_FILE, ExportFacts
 from tests.models.student.encoders import make_encoder_folder
 from tests.project.programs import run_program
 

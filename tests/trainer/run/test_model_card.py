@@ -2,7 +2,9 @@
 
 import pytest
 
-from secondcast.trainer.run.model_card import ExportFacts, card_of, losses_text, stages_of
+from secondcast.models.families.registry import FAMILIES, licence_of
+from secondcast.trainer.run.export_facts import ExportFacts
+from secondcast.trainer.run.model_card import card_of, losses_text, stages_of
 
 FACTS = ExportFacts(
     teacher="t",
@@ -75,3 +77,39 @@ def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
 def test_settings_that_say_nothing_of_losses_still_make_a_card():
     assert losses_text([]) == "" == losses_text(stages_of({"steps": 3})) == losses_text(stages_of({"stages": ["odd"]}))
     assert "| checkpoint | checkpoint-3 |" in card_of("distillt5", FACTS, text_length=12, parameters=5, weights="w")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "metadata", "text"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", "license: apache-2.0\nbase_model: black-forest-labs/FLUX.1-schnell", "ap"),
+        ("me/FLUX.1-schnell-FLUX.1-dev-merged", "license: other\nlicense_name: flux-1-dev-non-commercial", "non-comm"),
+        (
+            "/data/flux.1-dev",
+            "license: other\nlicense_name: flux-1-dev-non-commercial-license",
+            "non-commercial licence",
+        ),
+        ("/data/flux", "tags:", "cannot name it"),
+        ("pocket", "tags:", "a part of Secondcast"),
+        ("/data/a/b: c", "tags:", "cannot name it"),
+    ],
+)
+def test_a_card_has_the_licence_of_its_teacher_where_the_name_shows_it(teacher, metadata, text):
+    facts = FACTS.model_copy(update={"teacher": teacher})
+    card = card_of("diffusers", facts, text_length=12, parameters=5, weights="w")
+    assert f"---\nlibrary_name: transformers\n{metadata}" in card
+    assert text in card.split("## Licence")[1]
+
+
+def test_every_supported_model_has_a_licence_with_what_the_hub_asks_for():
+    for family in FAMILIES:
+        for model, licence in family.licences.items():
+            assert (licence.identifier == "other") == (licence.name is not None) == (licence.link is not None), model
+            assert licence_of(f"{family.owner}/{model}") == (f"{family.owner}/{model}", licence)
+
+
+def test_a_card_shows_a_picture_and_scores_where_there_are_some():
+    words = {"text_length": 12, "parameters": 5, "weights": "w"}
+    card = card_of("diffusers", FACTS, **words, picture=True, scores="| a |\n|---|\n| 1 |\n")
+    assert "](samples.png)" in card and "\n## Scores\n\n| a |\n|---|\n| 1 |\n\n## Licence\n" in card
+    assert "samples.png" not in (plain := card_of("diffusers", FACTS, **words)) and "## Scores" not in plain
