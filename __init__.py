@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secondcast.trainer.loop import Observer as Observer
     from secondcast.trainer.loop import Trainer as Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _EXPORTS = {
     "Batch": "trainer.data.replay_dataset",
     "Cache": "storage_schemas.reader",

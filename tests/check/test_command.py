@@ -146,7 +146,8 @@ def test_cublas_is_deterministic_before_the_first_product(tmp_path, capsys, quic
 
 
 def test_the_check_of_another_version_is_not_taken_up(tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setattr("secondcast.__version__", "9.8")
     secondcast("check", tmp_path / "c", capsys=capsys)
     monkeypatch.setattr("secondcast.__version__", "9.9")
     code, _, errors = secondcast("check", tmp_path / "c", capsys=capsys)
-    assert code == 1 and "has the check of version 0.1.0, this is 9.9: give another folder" in errors
+    assert code == 1 and "has the check of version 9.8, this is 9.9: give another folder" in errors
