@@ -90,7 +90,10 @@ class LineChart {
     if (!this.spec) return;
     const { lines, height, log, xLabel, yLabel, yText, label } = this.spec;
     this.readout.textContent = "";
-    if (!lines.length) return this.plot.replaceChildren(element("p", { class: "quiet" }, "No values to draw."));
+    if (!lines.length) {
+      this.plot.replaceChildren(element("p", { class: "quiet" }, "No values to draw."));
+      return;
+    }
     const scales = this.scales(width);
     const { x, y, domainX, domainY } = scales;
     const yTicks = log ? logTicks(...domainY) : ticks(...domainY, 5);
@@ -109,7 +112,9 @@ class LineChart {
     const values = lines.flatMap(({ points }) => points.map(([, y]) => y));
     const low = values.reduce((a, b) => Math.min(a, b));
     const high = values.reduce((a, b) => Math.max(a, b));
+    /** @type {[number, number]} */
     const domainY = log ? [low / 1.1, high * 1.1] : [fromZero ? Math.min(0, low) : low, high === low ? high + (Math.abs(high) || 1) * 0.1 : high];
+    /** @type {[number, number]} */
     const domainX = [this.places[0], this.places.at(-1)];
     const x = scale(domainX, [MARGIN.left, width - MARGIN.right]);
     const y = scale(domainY, [height - MARGIN.bottom, MARGIN.top], log);
