@@ -132,8 +132,8 @@ def each_sample(
                 sampled = decoded(decoder, final_BSC)
                 bar.advance(kept)
                 # A batch is padded with its own rows.
-                for chosen, *values in zip(batch[:kept], fractions, sampled, pictures, strict=True):
-                    fraction, picture_HWC, recorded_HWC = values
+                rows = zip(batch[:kept], fractions, sampled, pictures, strict=True)
+                for chosen, fraction, picture_HWC, recorded_HWC in rows:
                     yield Sample(
                         encoder=name, trajectory=chosen, latent_fraction=fraction, picture_HWC=picture_HWC,
                         recorded_HWC=recorded_HWC,

@@ -176,19 +176,19 @@ function legendItem(line) {
   return element("li", {}, sample, line.name);
 }
 
-// Losses share one chart for comparison; every other metric has its own.
-function drawTraining(container, curves) {
+// Losses share one chart for comparison; every other metric has its own. heading: element of their titles.
+function drawTraining(container, curves, heading) {
   const losses = curves.filter((curve) => isLoss(curve));
-  if (losses.length) drawCurves(container, "loss", losses, true);
-  for (const curve of curves.filter((curve) => !isLoss(curve))) drawCurves(container, curve.name, [curve], false);
+  if (losses.length) drawCurves(container, "loss", losses, true, heading);
+  for (const curve of curves.filter((curve) => !isLoss(curve))) drawCurves(container, curve.name, [curve], false, heading);
 }
 
 function isLoss({ name }) {
   return name.endsWith("loss");
 }
 
-function drawCurves(container, title, curves, log) {
-  const figure = element("figure", {}, element("h4", {}, title));
+function drawCurves(container, title, curves, log, heading) {
+  const figure = element("figure", {}, element(heading, {}, title));
   container.append(figure);
   const series = curves.map(({ name, x, y }, colour) => ({ name, x, y, colour, dashed: false }));
   const last = series.map(({ name, y }) => `${name} ends at ${numberText(y.at(-1))}`).join(", ");

@@ -16,7 +16,8 @@ from tests.project.test_docs import parse
 def test_the_commands_that_the_demo_advises_are_ones_that_the_program_takes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["secondcast", "demo"])
     _where(tmp_path / "my demo", {"init-student": 20.0, "train": 41.0})
-    lines = [line.strip() for line in capsys.readouterr().out.split("Next, try:\n")[1].splitlines()]
+    *lines, last = [line.strip() for line in capsys.readouterr().out.split("Next, try:\n")[1].splitlines()]
+    assert last == f"Open the report in a browser: file://{tmp_path}/my%20demo/report.html"
     assert len(lines) == 4
     for line in lines:
         assert line.startswith("secondcast ")
@@ -44,7 +45,7 @@ def test_the_flags_of_the_demo_are_the_ones_it_knows():
 @pytest.mark.thorough
 def test_an_error_in_a_part_names_the_command_whose_flags_it_advises(tmp_path, capsys):
     words = ["demo", tmp_path / "d", "--num-prompts", "64", "--device", "cpu", "--quiet"]
-    asked = {"count": 64, "pretrain_steps": 590, "steps": 80}
+    asked = {"count": 64, "pretrain_steps": 590, "steps": 40}
     OutputFolder.open(tmp_path / "d", "demo", (), settings=asked)
     (tmp_path / "d/cache").mkdir()
     (tmp_path / "d/cache/manifest.json").write_text('{"format": "other"}')
