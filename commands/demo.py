@@ -41,8 +41,8 @@ from secondcast.trainer.settings import TrainFlags, TrainSettings
 _PARTS = 6
 _FLAGS = ("--num-prompts", "--pretrain-steps", "--steps", "--device", "--quiet")
 
-_MINUTES = "3 to 4"
-"""Duration with the default options on two idle cores; measured, see docs/benchmarks.md."""
+_MINUTES = 3
+"""Duration with the default options on two idle cores, calculated from CPU seconds: docs/pocket.md."""
 
 FILES = ("prompts.txt", "teacher.png", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
 
@@ -66,7 +66,8 @@ def demo(
     if not quiet:
         print_line(
             f"Records {num_prompts:,} images of the pocket teacher, a miniature FLUX, trains a text encoder of a ninth "
-            f"of the size on them, and compares both (with the default options {_MINUTES} minutes on two idle cores)."
+            f"of the size on them, and compares both (about {_MINUTES} minutes on two idle cores with the default "
+            f"options)."
         )
     with parts.part("captions of the pocket world, and the teacher's images of some", "prompts pocket"):
         results.write("prompts.txt", caption_lines(pocket_captions(num_prompts)).encode())
@@ -175,6 +176,7 @@ def _where(folder: Path, seconds: Mapping[str, float]) -> None:
     for name, description in (
         ("report.html", "teacher, student and untrained student side by side, all trajectories, the student's errors"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
+        ("teacher.png", "images of the teacher, written first"),
         ("film-strips.png", "four recorded trajectories, decoded step by step"),
         ("scores.json", "the table above"),
         ("cache", "the recording"),

@@ -13,10 +13,11 @@ function startPictures() {
 // Students whose closed loop has images; earlier evaluations do not store them.
 function pictureColumns() {
   const { rows, teacher, untrained } = data.pictures;
+  const sampled = data.students.filter(({ closed }) => closed?.final.length);
   const column = (name, places, images) => ({ name, of: (row) => images[places.indexOf(row)] });
   return [
     column("teacher", rows, teacher),
-    ...data.students.filter(({ closed }) => closed?.final.length).map(({ name, closed }) => column(name, closed.rows, closed.final)),
+    ...sampled.map(({ name, closed }) => column(sampled.length > 1 ? name : "student", closed.rows, closed.final)),
     ...(untrained.length ? [column("untrained", rows, untrained)] : []),
   ];
 }

@@ -167,7 +167,7 @@ class Evaluating:
         return found
 
     def _is_measured(self, notes: list[str]) -> bool:
-        """Whether PSNR and SSIM can be measured; if not, a note says why."""
+        """Whether PSNR and SSIM can be measured; if not, a note has the reason."""
         sampling = self.readable.cache.manifest.sampling
         try:
             check_measurable(sampling.height, sampling.width)

@@ -342,9 +342,9 @@ def test_teacher_students_and_untrained_student_are_side_by_side_at_the_top(visi
     cards = page.locator("#pictures li")
     assert cards.count() == 2 and page.locator("main section:visible").first.get_attribute("id") == "pictures"
     # An earlier evaluation has no images to show.
-    assert cards.nth(1).locator("figcaption").all_inner_texts() == ["teacher", "run", "untrained"]
+    assert cards.nth(1).locator("figcaption").all_inner_texts() == ["teacher", "student", "untrained"]
     alternatives = cards.nth(1).locator("img").evaluate_all("all => all.map((one) => one.alt)")
-    assert alternatives == [f"{name}: a red circle of 25" for name in ("teacher", "run", "untrained")]
+    assert alternatives == [f"{name}: a red circle of 25" for name in ("teacher", "student", "untrained")]
     sources = cards.nth(0).locator("img").evaluate_all("all => all.map((one) => one.src)")
     assert sources == [webp(Image.new("RGB", (12, 12), colour)) for colour in ((4, 5, 6), (1, 2, 3), (7, 8, 9))]
     cards.nth(1).locator("button").click()
