@@ -106,7 +106,7 @@ class Histogram {
     this.counts = countsIn(this.distribution, rows);
     const total = this.counts.reduce((a, b) => a + b, 0);
     const all = rows === null ? this.values.length : rows.length;
-    this.counted = total ? `${numberText(total)} of ${plural(all, "trajectory", "trajectories")}` : "No values.";
+    this.counted = total ? `${numberText(total)} of ${plural(all, "trajectory", "trajectories")}` : "No values";
     this.rows.replaceChildren(...this.bins.map((bin, place) =>
       element("tr", {}, element("td", {}, binText(bin)), element("td", {}, numberText(this.counts[place])))));
     this.label = this.described(total);
@@ -185,7 +185,7 @@ class Histogram {
     const own = chosen?.distribution === this.distribution ? chosen.place : -1;
     this.bars?.forEach((bar, at) => { bar.setAttribute("aria-pressed", at === own ? "true" : "false"); });
     this.caption.replaceChildren(this.counted, ...(own < 0 ? [] : [
-      ` The table shows ${chosen.text}: `, element("a", { href: "#trajectories", "data-jump": "trajectories" }, "go to the table"),
+      `. The table shows ${chosen.text}: `, element("a", { href: "#trajectories", "data-jump": "trajectories" }, "go to the table"),
     ]));
   }
 
