@@ -5,7 +5,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 
 PYTHON313 ?= python3.13
 
-.PHONY: demo test test-thorough test-all test-oldest test-py313 test-cpus test-transformers-4 test-wheel check clean
+.PHONY: demo test test-thorough test-all test-oldest test-py313 test-cpus test-transformers-4 test-wheel check check-javascript clean
 
 demo: .venv/.ready
 	$(BIN)/secondcast demo
@@ -53,6 +53,16 @@ check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/codespell
 	$(BIN)/python -m pytest -q tests/project/test_language.py
 	$(BIN)/mypy
+	@if command -v npm > /dev/null; then $(MAKE) check-javascript; \
+	else echo "the JavaScript of the reports is not checked: npm is not installed"; fi
+
+# The version of TypeScript, which checks JavaScript as well, is in .ci/javascript/package.json.
+check-javascript: .ci/javascript/node_modules/.ready
+	cd .ci/javascript && for page in report run; do node_modules/.bin/tsc --project $$page.json || exit 1; done
+
+.ci/javascript/node_modules/.ready: .ci/javascript/package.json
+	cd .ci/javascript && npm install --silent --no-audit --no-fund --no-package-lock
+	@touch $@
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -87,4 +97,4 @@ check: .venv/.ready-dev .mypy/secondcast
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy .venv-oldest .venv-py313 .venv-wheel build demo
+	rm -rf .venv .mypy .venv-oldest .venv-py313 .venv-wheel .ci/javascript/node_modules build demo

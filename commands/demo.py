@@ -7,14 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.workers.launcher import BuildLauncher
 from secondcast.commands.build.build import build
-from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
+from secondcast.commands.evaluate.evaluate import (
+    SHOWN,
+    compare_picture,
+    pocket_generator,
+    print_scores,
+    score_pocket,
+)
 from secondcast.commands.export import export
 from secondcast.commands.init_student import init_student
 from secondcast.commands.inspect.pictures import write_film_strips
@@ -35,14 +41,17 @@ from secondcast.trainer.settings import TrainFlags, TrainSettings
 _PARTS = 6
 _FLAGS = ("--num-prompts", "--pretrain-steps", "--steps", "--device", "--quiet")
 
-FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
+_MINUTES = 3
+"""Duration with the default options on two idle cores, calculated from CPU seconds: docs/pocket.md."""
+
+FILES = ("prompts.txt", "teacher.png", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
 
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.")] = Path("demo"),
     num_prompts: Annotated[int, typer.Option(min=64, help="Number of prompts to record.")] = 1024,
     pretrain_steps: Annotated[int, typer.Option(min=0, help="Number of pretraining steps (context loss).")] = 590,
-    steps: Annotated[int, typer.Option(min=1, help="Number of steps with the vision loss after pretraining.")] = 80,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps with the vision loss after pretraining.")] = 40,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -50,12 +59,21 @@ def demo(
 
     Example: secondcast demo
     """
-    parts = _Parts(quiet=quiet)
+    parts, sampling = _Parts(quiet=quiet), PocketSampling()
     asked = {"count": num_prompts, "pretrain_steps": pretrain_steps, "steps": steps}
     results = OutputFolder.open(folder, "demo", FILES, settings=asked, alone=True)
     cache, initial, run, student = folder / "cache", folder / "initial", folder / "run", folder / "student"
-    with parts.part("captions of the pocket world", "prompts pocket"):
+    if not quiet:
+        print_line(
+            f"Records {num_prompts:,} images of the pocket teacher, a miniature FLUX, trains a text encoder of a ninth "
+            f"of the size on them, and compares both (about {_MINUTES} minutes on two idle cores with the default "
+            f"options)."
+        )
+    with parts.part("captions of the pocket world, and the teacher's images of some", "prompts pocket"):
         results.write("prompts.txt", caption_lines(pocket_captions(num_prompts)).encode())
+        first = results.file("teacher.png")
+        first.write(picture_bytes(_teacher_picture(sampling, device), first.path))
+        print_line(f"{first.path}: {SHOWN} images of the teacher, to look at meanwhile")
     with parts.part("record the teacher: text encoder, then transformer", "build"):
         # fp32 is faster than bf16 on CPUs without bf16 units, and the replay below is then exact.
         build(
@@ -79,7 +97,6 @@ def demo(
         if not student.exists():
             export(run, student, quiet=quiet)
     with parts.part("score teacher, student and an untrained student on held-out compositions", "evaluate score"):
-        sampling = PocketSampling()
         scores, captions = score_pocket(student, CAPTIONS, sampling.steps, sampling.guidance, 0, device, quiet)
         side_by_side = results.file("side-by-side.png")
         side_by_side.write(picture_bytes(compare_picture(scores, captions), side_by_side.path))
@@ -88,10 +105,23 @@ def demo(
         results.write("scores.json", json_bytes(table_rows(scores)))
         print_scores(scores, False)
     with parts.part("report on the recording and the student", "inspect report"):
-        # Five steps of twenty: with all, decoding takes as long as the recording did.
-        shown = ReportSettings(students=(run,), num_strips=None, num_frames=5, closed_loop=8, batch_size=20)
-        write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
+        shown = ReportSettings(students=(run,), closed_loop=8, random_baseline=True)
+        write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet, notes=False)
     _where(folder, parts.seconds)
+
+
+def _teacher_picture(sampling: PocketSampling, device: str) -> Any:
+    """Images of the teacher with the captions and noise that the comparison shows first."""
+    generator, captions = pocket_generator(SHOWN, sampling.steps, sampling.guidance, 0, device)
+    import torch
+
+    from secondcast.evaluation.pictures.picture import side_by_side
+    from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+    from secondcast.storage_schemas.progress import Silent
+
+    encoder = TeacherTextEncoder.load(generator.teacher, dtype=torch.float32, device=generator.backbone.device)
+    images_NHWC = generator.images(encoder.encode, captions, batch_size=SHOWN, bar=Silent())
+    return side_by_side(["teacher"], [images_NHWC], captions)
 
 
 def _training(initial: Path, pretrain_steps: int, steps: int) -> TrainSettings:
@@ -144,8 +174,9 @@ def _where(folder: Path, seconds: Mapping[str, float]) -> None:
     listed = ", ".join(f"{command} {duration_text(one)}" for command, one in seconds.items())
     print_line(f"Done in {duration_text(sum(seconds.values()))} ({listed}). Results:")
     for name, description in (
-        ("report.html", "every trajectory with its film strip, and the student's errors; open it in a browser"),
+        ("report.html", "teacher, student and untrained student side by side, all trajectories, the student's errors"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
+        ("teacher.png", "images of the teacher, written first"),
         ("film-strips.png", "four recorded trajectories, decoded step by step"),
         ("scores.json", "the table above"),
         ("cache", "the recording"),
@@ -163,3 +194,4 @@ def _where(folder: Path, seconds: Mapping[str, float]) -> None:
         f"evaluate score {student} --pocket --num-prompts 500",
     ):
         print_line(f"  {program()} {words}")
+    print_line(f"Open the report in a browser: {(folder / 'report.html').resolve().as_uri()}")

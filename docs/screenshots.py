@@ -65,9 +65,9 @@ def shoot_terminal(page: Any, name: str, words: list[str]) -> None:
 
 
 def shoot_report(page: Any, report: Path, scheme: str) -> None:
-    """Step 5 of prompt 12, as a person finds it; then where the student fails."""
+    """The pictures, and step 5 of the first prompt with a film strip; then where the student fails."""
     page.emulate_media(color_scheme=scheme)
-    page.goto(report.absolute().as_uri() + "#row=12&step=5")
+    page.goto(report.absolute().as_uri() + "#step=5")
     page.wait_for_selector("html[data-ready]")
     page.screenshot(path=DOCS / f"report-{scheme}.png")
     if scheme == "light":

@@ -1,6 +1,6 @@
 """Closed loop: samples with a text encoder from the cached noise and decodes the final latents."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -59,7 +59,20 @@ class RecordedInputs:
         return sample(predict, self.noise_BSC.to(self.backbone.dtype), self.schedule).final_latent_BSC
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image sampled with a text encoder from the cached noise, and the recorded image of the same trajectory.
+
+    latent_fraction: norm of the difference of the final latents / norm of the recorded one.
+    """
+
+    encoder: str
+    trajectory: HeldOut
+    latent_fraction: float
+    picture_HWC: Array
+    recorded_HWC: Array
+
+
 def closed_loop(
     cache: Cache,
     backbone: Backbone,
@@ -74,10 +87,37 @@ def closed_loop(
 ) -> dict[str, SampledResult]:
     """Sample with each text encoder and compare with the recorded end of these trajectories, by encoder name.
 
-    Schedule, guidance, negative prompt and conditioning are the recorded ones; every batch has batch_size rows.
+    For the rest see `each_sample`.
     keep: receives each image once, the recorded one of a trajectory before those of the text encoders.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in text_encoders}
+    first = next(iter(text_encoders), None)
+    for one in each_sample(
+        cache, backbone, decoder, text_encoders, trajectories, batch_size=batch_size, progress=progress
+    ):
+        if keep is not None:
+            if one.encoder == first:
+                keep(RECORDED, one.trajectory, one.recorded_HWC)
+            keep(one.encoder, one.trajectory, one.picture_HWC)
+        found[one.encoder].append(_distances(one, lpips))
+    return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}
+
+
+@torch.no_grad()
+def each_sample(
+    cache: Cache,
+    backbone: Backbone,
+    decoder: ImageDecoder,
+    text_encoders: Mapping[str, EmbedPrompts],
+    trajectories: Sequence[HeldOut],
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> Iterator[Sample]:
+    """The samples of each batch of trajectories, by text encoder; NonFiniteError.
+
+    Schedule, guidance, negative prompt and conditioning are the recorded ones; every batch has batch_size rows.
+    """
     total = len(trajectories) * len(text_encoders)
     with progress.bar("closed loop", total=total, done=0, unit="images") as bar:
         for batch, kept in filled_batches(trajectories, batch_size):
@@ -86,23 +126,18 @@ def closed_loop(
             inputs = RecordedInputs.of(cache, recorded, backbone)
             wanted_BSC = on_device([trajectory.final_latent_SC for trajectory in recorded], backbone.device)
             pictures = decoded(decoder, wanted_BSC[:kept])
-            _pass_on(keep, RECORDED, batch, pictures)
             for name, embed in text_encoders.items():
                 final_BSC = inputs.final_latent(embed([chosen.prompt for chosen in batch]))[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
                 sampled = decoded(decoder, final_BSC)
-                _pass_on(keep, name, batch, sampled)
-                for fraction, ours, theirs in zip(fractions, sampled, pictures, strict=True):
-                    found[name].append(_distances(fraction, ours, theirs, lpips))
                 bar.advance(kept)
-    return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}
-
-
-def _pass_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: Sequence[Array]) -> None:
-    """Pass on as many images as the batch has distinct rows: a batch is padded with its own rows."""
-    if keep is not None:
-        for chosen, picture_HWC in zip(batch, pictures, strict=False):
-            keep(name, chosen, picture_HWC)
+                # A batch is padded with its own rows.
+                rows = zip(batch[:kept], fractions, sampled, pictures, strict=True)
+                for chosen, fraction, picture_HWC, recorded_HWC in rows:
+                    yield Sample(
+                        encoder=name, trajectory=chosen, latent_fraction=fraction, picture_HWC=picture_HWC,
+                        recorded_HWC=recorded_HWC,
+                    )  # fmt: skip
 
 
 def decoded(decoder: ImageDecoder, latent_BSC: torch.Tensor) -> list[Array]:
@@ -128,9 +163,9 @@ def _latent_fractions(
 _Distances = tuple[float, float | None, float, float | None]
 
 
-def _distances(fraction: float, picture_HWC: Array, wanted_HWC: Array, lpips: Lpips | None) -> _Distances:
-    perceived = None if lpips is None else lpips(picture_HWC, wanted_HWC)
-    return fraction, psnr_db(picture_HWC, wanted_HWC), ssim(picture_HWC, wanted_HWC), perceived
+def _distances(one: Sample, lpips: Lpips | None) -> _Distances:
+    both = (one.picture_HWC, one.recorded_HWC)
+    return one.latent_fraction, psnr_db(*both), ssim(*both), None if lpips is None else lpips(*both)
 
 
 def _columns(rows: Sequence[_Distances], *, measured: bool) -> SampledResult:

@@ -43,6 +43,7 @@ from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 if TYPE_CHECKING:
     from secondcast.evaluation.pocket_scores import Scored
     from secondcast.evaluation.results import Evaluation
+    from secondcast.evaluation.sampling import Generator
 
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Compare students with the teacher.")
@@ -140,17 +141,14 @@ def _picture_file(path: Path, overwrite: bool) -> OutputFile:
     return OutputFile.open(path, overwrite=overwrite, named="--sample-grid")
 
 
-def score_pocket(
-    student: Path, num_prompts: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
-) -> tuple[list["Scored"], list[str]]:
-    """Score teacher, student and untrained student on held-out captions; returns results and captions."""
-    check_students([student])
+def pocket_generator(
+    num_prompts: int, steps: int, guidance: float, seed: int, device: str
+) -> tuple["Generator", list[str]]:
+    """Generator of the pocket teacher, and held-out captions for it."""
     torch_device = quiet_device(device)
     import torch
 
-    from secondcast.evaluation.pocket_scores import score_encoders
     from secondcast.evaluation.sampling import Generator
-    from secondcast.evaluation.text_encoder import teacher_and_students
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.pocket.world import captions
 
@@ -158,17 +156,36 @@ def score_pocket(
     generator = Generator.open(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
-    encoders = teacher_and_students(student, teacher, dtype=torch.float32, device=torch_device, seed=seed)
-    texts = captions(num_prompts, seed=seed, split="heldout")
+    return generator, captions(num_prompts, seed=seed, split="heldout")
+
+
+def score_pocket(
+    student: Path, num_prompts: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
+) -> tuple[list["Scored"], list[str]]:
+    """Score teacher, student and untrained student on held-out captions; returns results and captions."""
+    check_students([student])
+    generator, texts = pocket_generator(num_prompts, steps, guidance, seed, device)
+    import torch
+
+    from secondcast.evaluation.pocket_scores import score_encoders
+    from secondcast.evaluation.text_encoder import teacher_and_students
+
+    encoders = teacher_and_students(
+        student, generator.teacher, dtype=torch.float32, device=generator.backbone.device, seed=seed
+    )
     results = score_encoders(generator, encoders, texts, batch_size=64, progress=terminal(quiet))
     return results, texts
 
 
+SHOWN = 12
+"""Number of captions in a picture of results."""
+
+
 def compare_picture(results: list["Scored"], captions: list[str]) -> Any:
-    """The first dozen captions side by side."""
+    """The first captions side by side."""
     from secondcast.evaluation.pictures.picture import side_by_side
 
-    shown = slice(0, 12)
+    shown = slice(0, SHOWN)
     return side_by_side(
         [result.name for result in results], [result.images_NHWC[shown] for result in results], captions[shown]
     )

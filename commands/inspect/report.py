@@ -42,8 +42,13 @@ def _is_report_of(page: bytes, cache: str) -> bool:
     return cache_id_of(page) == cache_id(cache)
 
 
-def write_report(cache: str, page: Output, asked: ReportSettings, *, device: str, quiet: bool) -> str:
-    """Collect, render and atomically write a report; returns a line about its contents."""
+def write_report(
+    cache: str, page: Output, asked: ReportSettings, *, device: str, quiet: bool, notes: bool = True
+) -> str:
+    """Collect, render and atomically write a report; returns a line about its contents.
+
+    notes: whether to print the notes of the page.
+    """
     torch_device = quiet_device(device)
     from secondcast.inspection.report.page import render
     from secondcast.inspection.report.report import report_data
@@ -51,7 +56,7 @@ def write_report(cache: str, page: Output, asked: ReportSettings, *, device: str
 
     progress = terminal(quiet)
     data = report_data(cache, asked, resolve=resolve_teacher, device=torch_device, progress=progress)
-    for note in data["notes"]:
+    for note in data["notes"] if notes else ():
         progress.say(note)
     written = render(data).encode()
     page.write(written)

@@ -42,11 +42,12 @@ class VaeFolder(Flags):
 
 
 class ClosedLoop(Flags):
-    """Number of trajectories that are resampled with the student's embedding."""
+    """Sampling with the student's embedding from cached noise."""
 
     closed_loop: Annotated[int, Flag(metavar="N")] = Field(
         default=16, ge=0, description="Trajectories to resample with the student's embedding and decode; 0: none."
     )
+    random_baseline: bool = Field(default=False, description="Also sample an untrained student in the closed loop.")
 
 
 class ShownSteps(Flags):
@@ -65,9 +66,6 @@ class ShownSteps(Flags):
 class CacheScoringOptions(BackboneCalls, ClosedLoop, ShownSteps):
     """The options of an evaluation on a cache. For the other memory options see MemoryOptions."""
 
-    random_baseline: bool = Field(
-        default=False, description="Also sample an untrained student in the closed loop of --cache."
-    )
     quantize: Annotated[Literal["cache"] | Quantization, Flag(group=MEMORY)] = Field(
         default="cache", description="Weights of the transformer; cache: as recorded."
     )

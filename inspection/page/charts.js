@@ -90,7 +90,10 @@ class LineChart {
     if (!this.spec) return;
     const { lines, height, log, xLabel, yLabel, yText, label } = this.spec;
     this.readout.textContent = "";
-    if (!lines.length) return this.plot.replaceChildren(element("p", { class: "quiet" }, "No values to draw."));
+    if (!lines.length) {
+      this.plot.replaceChildren(element("p", { class: "quiet" }, "No values to draw."));
+      return;
+    }
     const scales = this.scales(width);
     const { x, y, domainX, domainY } = scales;
     const yTicks = log ? logTicks(...domainY) : ticks(...domainY, 5);
@@ -109,7 +112,9 @@ class LineChart {
     const values = lines.flatMap(({ points }) => points.map(([, y]) => y));
     const low = values.reduce((a, b) => Math.min(a, b));
     const high = values.reduce((a, b) => Math.max(a, b));
+    /** @type {[number, number]} */
     const domainY = log ? [low / 1.1, high * 1.1] : [fromZero ? Math.min(0, low) : low, high === low ? high + (Math.abs(high) || 1) * 0.1 : high];
+    /** @type {[number, number]} */
     const domainX = [this.places[0], this.places.at(-1)];
     const x = scale(domainX, [MARGIN.left, width - MARGIN.right]);
     const y = scale(domainY, [height - MARGIN.bottom, MARGIN.top], log);
@@ -171,19 +176,19 @@ function legendItem(line) {
   return element("li", {}, sample, line.name);
 }
 
-// Losses share one chart for comparison; every other metric has its own.
-function drawTraining(container, curves) {
+// Losses share one chart for comparison; every other metric has its own. heading: element of their titles.
+function drawTraining(container, curves, heading) {
   const losses = curves.filter((curve) => isLoss(curve));
-  if (losses.length) drawCurves(container, "loss", losses, true);
-  for (const curve of curves.filter((curve) => !isLoss(curve))) drawCurves(container, curve.name, [curve], false);
+  if (losses.length) drawCurves(container, "loss", losses, true, heading);
+  for (const curve of curves.filter((curve) => !isLoss(curve))) drawCurves(container, curve.name, [curve], false, heading);
 }
 
 function isLoss({ name }) {
   return name.endsWith("loss");
 }
 
-function drawCurves(container, title, curves, log) {
-  const figure = element("figure", {}, element("h4", {}, title));
+function drawCurves(container, title, curves, log, heading) {
+  const figure = element("figure", {}, element(heading, {}, title));
   container.append(figure);
   const series = curves.map(({ name, x, y }, colour) => ({ name, x, y, colour, dashed: false }));
   const last = series.map(({ name, y }) => `${name} ends at ${numberText(y.at(-1))}`).join(", ");

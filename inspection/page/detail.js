@@ -99,7 +99,11 @@ function closedFigure({ name, closed }, place) {
   const pictures = closed.final.slice(place, place + 1).map((src) => element("img", {
     src, alt: `final image of ${name}`, class: isPixelated() ? "frame pixelated" : "frame",
   }));
-  const psnr = closed.psnr_db[place] === null ? "identical images" : `PSNR ${numberText(closed.psnr_db[place])} dB`;
-  const measured = `latent error ${percentText(closed.latent_fraction[place])}, ${psnr}, SSIM ${numberText(closed.ssim[place])}`;
-  return element("figure", {}, ...pictures, element("figcaption", {}, name, element("span", { class: "quiet" }, measured)));
+  const measured = [`latent error ${percentText(closed.latent_fraction[place])}`];
+  // Without scikit-image they are not measured.
+  if (closed.ssim.length) {
+    measured.push(closed.psnr_db[place] === null ? "identical images" : `PSNR ${numberText(closed.psnr_db[place])} dB`);
+    measured.push(`SSIM ${numberText(closed.ssim[place])}`);
+  }
+  return element("figure", {}, ...pictures, element("figcaption", {}, name, element("span", { class: "quiet" }, measured.join(", "))));
 }

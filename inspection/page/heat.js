@@ -181,7 +181,7 @@ class HeatMap {
   open() {
     if (!this.cursor) return;
     const { row, step } = this.cell(this.cursor);
-    open(row, step);
+    openRow(row, step);
     showRow(row);
   }
 }

@@ -4,6 +4,7 @@ const BADGES = { intact: ["intact", "✓"], damaged: ["damaged", "✕"], "not ch
 const MOST_PROBLEMS = 100;
 
 // A note is shown in the first section whose pattern it matches.
+/** @type {[string, RegExp][]} */
 const NOTE_PLACES = [
   ["strips", /film strip/i],
   ["students", /student|error|evaluat|closed loop|curve|replay|\bloss/i],
@@ -42,39 +43,48 @@ function problemItem({ path, problem, repair }) {
 }
 
 function startFilters() {
-  const [query, source, show] = [byId("query"), byId("source"), byId("show")];
+  const [query, source, show, bin] = [byId("query"), byId("source"), byId("show"), byId("bin")];
   source.append(element("option", { value: "" }, "all"), ...table.source_names.map((name) => element("option", { value: name }, name)));
   const kinds = Object.entries(SHOWN).filter(([kind, { has }]) => kind === "all" || table.index.some((_, row) => has(row)));
   show.append(...kinds.map(([kind, { label }]) => element("option", { value: kind }, label)));
   query.addEventListener("input", () => change({ query: query.value }));
   source.addEventListener("change", () => change({ source: source.value }));
   show.addEventListener("change", () => change({ show: show.value }));
+  bin.addEventListener("click", () => {
+    change({ bin: "" });
+    query.focus();
+  });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   const take = () => {
     if (query.value !== view.query) query.value = view.query;
     source.value = view.source;
     show.value = kinds.some(([kind]) => kind === view.show) ? view.show : "all";
+    const chosen = binOf(view.bin);
+    bin.hidden = !chosen;
+    bin.replaceChildren(...(chosen ? [`${chosen.distribution.title}: ${chosen.text} `, element("span", { "aria-hidden": "true" }, "✕")] : []));
+    if (chosen) bin.setAttribute("aria-label", `Remove the filter ${chosen.distribution.title}: ${chosen.text}`);
   };
-  watch(["query", "source", "show"], take);
+  watch(FILTERS, take);
   take();
 }
 
 // Links within the page leave the hash alone: it holds the view.
 function startJumps() {
-  for (const link of document.querySelectorAll("[data-jump]")) {
-    link.addEventListener("click", (event) => {
-      event.preventDefault();
-      const target = byId(link.dataset.jump);
-      target.scrollIntoView();
-      target.focus({ preventScroll: true });
-    });
-  }
+  document.addEventListener("click", (event) => {
+    const link = /** @type {Element} */ (event.target).closest("[data-jump]");
+    if (!link) return;
+    event.preventDefault();
+    const target = byId(link.getAttribute("data-jump"));
+    target.scrollIntoView();
+    target.focus({ preventScroll: true });
+  });
 }
 
 function start() {
   const shared = location.hash.includes("row=");
   takeHash();
   startHead();
+  startPictures();
   startIntegrity();
   startFilters();
   startJumps();

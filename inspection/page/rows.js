@@ -53,14 +53,16 @@ function errorColumns({ student, places, means, worst }) {
   return [column("mean", means), column("worst", worst)];
 }
 
-function matchingRows({ query, source, show }) {
+function matchingRows({ query, source, show, bin }) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   const number = source ? table.source_names.indexOf(source) : -1;
   const { has } = SHOWN[show] ?? SHOWN.all;
+  const chosen = binOf(bin);
+  const inBin = (row) => !chosen || chosen.distribution.placeOf(chosen.distribution.values[row]) === chosen.place;
   const found = [];
   for (let row = 0; row < lowered.length; row += 1) {
     if (number >= 0 && !table.sources[row].includes(number)) continue;
-    if (has(row) && words.every((word) => occurs(word, row))) found.push(row);
+    if (has(row) && inBin(row) && words.every((word) => occurs(word, row))) found.push(row);
   }
   return found;
 }

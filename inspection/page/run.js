@@ -20,7 +20,7 @@ function sheetFigure({ step, prompts, sheet }) {
 
 byId("title").textContent = data.title;
 byId("made").textContent = madeText(data);
-drawTraining(byId("curves"), data.curves);
+drawTraining(byId("curves"), data.curves, "h3");
 startSamples();
 facts(byId("facts"), data.facts);
 document.documentElement.dataset.ready = "true";

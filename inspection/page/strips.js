@@ -175,7 +175,7 @@ function drawStep() {
     canvas.setAttribute("aria-label", `${name}, ${stepText(place)}`);
     drawFrame(canvas, strip, place, half);
   }
-  [...viewer.marks.children].forEach((button, at) => button.classList.toggle("present", at === place));
+  [...viewer.marks.children].forEach((button, at) => { button.classList.toggle("present", at === place); });
   followMark();
 }
 
@@ -189,7 +189,10 @@ function followMark() {
 function startGallery() {
   const gallery = byId("gallery");
   const { rows, steps } = data.strips;
-  if (!rows.length) return gallery.append(element("p", {}, "No film strips in this report."));
+  if (!rows.length) {
+    gallery.append(element("p", {}, "No film strips in this report."));
+    return;
+  }
   const stripOfCanvas = new Map();
   const sight = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -209,7 +212,7 @@ function startGallery() {
   const buttons = items.map((item) => item.firstChild);
   const markChosen = () => {
     const chosen = rows.findIndex(({ row }) => row === view.row);
-    buttons.forEach((button, place) => button.setAttribute("aria-current", place === chosen ? "true" : "false"));
+    buttons.forEach((button, place) => { button.setAttribute("aria-current", place === chosen ? "true" : "false"); });
     stopAt(buttons, buttons[Math.max(chosen, 0)]);
   };
   watch(["row"], markChosen);
@@ -240,7 +243,7 @@ function moveInGallery(event) {
 
 function galleryItem(strip, canvas) {
   const prompt = table.prompt[strip.row];
-  return element("li", {}, element("button", { type: "button", title: prompt, click: () => open(strip.row) },
+  return element("li", {}, element("button", { type: "button", title: prompt, click: () => openRow(strip.row) },
     canvas,
     element("span", { class: "number" }, String(table.index[strip.row]), element("span", { class: "why" }, whyText(strip))),
     element("span", { class: "words", dir: "auto" }, prompt)));

@@ -62,7 +62,7 @@ function startCurves(container) {
     if (!curves.length) return;
     const figures = element("div", { class: "charts" });
     container.append(element("h3", {}, `Training of ${name}`), figures);
-    drawTraining(figures, curves);
+    drawTraining(figures, curves, "h4");
   };
   watch(["student"], draw);
   draw();

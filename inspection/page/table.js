@@ -3,9 +3,10 @@
 // As in report.css.
 const ROW_PX = 32;
 const BEYOND = 8;
+const FILTERS = ["query", "source", "show", "bin"];
 
 const tableColumns = columns();
-const grid = { matches: [], rows: [], placeOf: new Map(), body: null, above: null, below: null, node: null, scroller: byId("scroller") };
+const grid = { matches: [], rows: [], placeOf: new Map(), body: null, above: null, below: null, node: null, none: null, scroller: byId("scroller") };
 
 function startTable() {
   [grid.above, grid.below] = [spacer(), spacer()];
@@ -17,12 +18,13 @@ function startTable() {
     element("thead", {}, element("tr", { "aria-rowindex": "1" }, ...tableColumns.map(headCell))),
     grid.body,
   );
-  grid.scroller.append(grid.node);
+  grid.none = element("div", { class: "none" });
+  grid.scroller.append(grid.node, grid.none);
   byId("strip-sign").hidden = !data.strips.rows.length;
   grid.scroller.addEventListener("scroll", drawRows, { passive: true });
   grid.body.addEventListener("click", clickInTable);
   new ResizeObserver(drawRows).observe(grid.scroller);
-  watch(["query", "source", "show"], filterRows);
+  watch(FILTERS, filterRows);
   watch(["sort", "descending"], orderRows);
   watch(["row"], drawRows);
   filterRows();
@@ -44,8 +46,20 @@ function filterRows() {
   grid.matches = matchingRows(view);
   const of = grid.matches.length === lowered.length ? "" : ` of ${numberText(lowered.length)}`;
   byId("count").textContent = `${numberText(grid.matches.length)}${of} ${lowered.length === 1 ? "trajectory" : "trajectories"}`;
+  grid.none.replaceChildren(...(grid.matches.length ? [] : emptyState()));
   orderRows();
   tell(["matches"]);
+}
+
+function emptyState() {
+  if (!lowered.length) return [element("p", {}, "The cache has no trajectories yet.")];
+  return [element("p", {}, "No trajectory matches."), element("button", { type: "button", click: clearFilters }, "Clear the filters")];
+}
+
+function clearFilters() {
+  change(Object.fromEntries(FILTERS.map((name) => [name, START[name]])));
+  // The button is gone with the filters.
+  byId("query").focus();
 }
 
 function orderRows() {
@@ -106,7 +120,7 @@ function tableRow(row) {
 
 function clickInTable(event) {
   const row = event.target.closest("tr[data-row]");
-  if (row) open(Number(row.dataset.row));
+  if (row) openRow(Number(row.dataset.row));
 }
 
 function moveInTable(event) {

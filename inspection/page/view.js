@@ -1,4 +1,4 @@
-// The data and the view state: row, step, search, order and student. The state is kept in the URL's hash.
+// The data and the view state: row, step, filters, order and student. The state is kept in the URL's hash.
 
 const data = JSON.parse(byId("data").textContent);
 const table = data.trajectories;
@@ -7,8 +7,9 @@ const stripOfRow = new Map(data.strips.rows.map((strip) => [strip.row, strip]));
 const lastStep = data.schedule.timesteps.length;
 
 // step: the number of a step, or lastStep for the final latent.
+// bin: of a histogram, such as "tokens.3", or "" for all rows.
 const START = {
-  row: null, step: lastStep, query: "", source: "", show: "all", sort: "number", descending: false, student: 0,
+  row: null, step: lastStep, query: "", source: "", show: "all", bin: "", sort: "number", descending: false, student: 0,
 };
 const view = { ...START };
 const watchers = [];
@@ -39,6 +40,7 @@ function writeHash() {
   if (view.query) words.set("q", view.query);
   if (view.source) words.set("source", view.source);
   if (view.show !== START.show) words.set("show", view.show);
+  if (view.bin) words.set("bin", view.bin);
   if (view.sort !== START.sort || view.descending) words.set("sort", (view.descending ? "-" : "") + view.sort);
   if (view.student) words.set("student", data.students[view.student].name);
   try {
@@ -59,6 +61,7 @@ function hashView() {
     query: words.get("q") ?? "",
     source: table.source_names.includes(words.get("source")) ? words.get("source") : "",
     show: words.get("show") ?? START.show,
+    bin: binOf(words.get("bin") ?? "") ? words.get("bin") : "",
     sort: sort.replace(/^-/, ""),
     descending: sort.startsWith("-"),
     student: Math.max(student, 0),
@@ -78,7 +81,7 @@ function takeHash() {
 }
 
 // Select a row from another part of the page; on a narrow screen, scroll to its details.
-function open(row, step = view.step) {
+function openRow(row, step = view.step) {
   change({ row, step });
   reveal();
 }

@@ -1,24 +1,31 @@
 """Evaluates the students of a report on held-out trajectories of its cache: open loop, and closed loop with images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from secondcast.evaluation.closed_loop import closed_loop
+from secondcast.evaluation.closed_loop import Sample, each_sample
 from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
 from secondcast.evaluation.on_cache import backbone_of
 from secondcast.evaluation.open_loop import open_loop
-from secondcast.evaluation.pictures.distances import check_measurable
+from secondcast.evaluation.pictures.distances import check_measurable, psnr_db, ssim
 from secondcast.evaluation.replaying import EmbedPrompts, cached_embeddings
-from secondcast.evaluation.results import SampledResult, StepErrors
+from secondcast.evaluation.results import StepErrors
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.inspection.report.integrity import Readable
 from secondcast.inspection.report.strips import StripMaker
-from secondcast.inspection.report.students import Asked, Students, hardness_of, sampled_facts, student_facts
+from secondcast.inspection.report.students import (
+    NO_PICTURES,
+    Asked,
+    Students,
+    closed_facts,
+    hardness_of,
+    student_facts,
+)
 from secondcast.models.backbone import Backbone
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.tokens import text_length_remark
@@ -31,10 +38,14 @@ from secondcast.storage_schemas.errors import (
     SettingsError,
 )
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.storage_schemas.schema.fields import Array
 
-# Cannot collide with a student's name, which may equal that of the recording.
-_STUDENT = "student"
+
+@dataclass(frozen=True, kw_only=True)
+class _ClosedLoop:
+    """Closed loops by student, in the page's form, and the pictures beside theirs."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: dict[str, Any] = field(default_factory=lambda: dict(NO_PICTURES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +70,19 @@ class Evaluating:
 
         row_of: table rows by key.
         """
-        asked, notes = self.asked, list[str]()
+        notes = list[str]()
         chosen = self._chosen(notes)
         facts = []
-        results = self._closed(asked, chosen, row_of, notes) if chosen and self.scoring.closed_loop else {}
+        closed = self._closed(chosen, row_of, notes) if chosen and self.scoring.closed_loop else _ClosedLoop()
         replay_error = self._replay_error(chosen, notes) if chosen else None
         rows = [row_of[one.key] for one in chosen]
-        for one in asked:
+        for one in self.asked:
             assert one.network is not None
             if remark := text_length_remark(one.network.network, self.readable.cache.manifest.teacher):
                 notes.append(f"{one.name}: {remark}")
             errors = self._errors(one.name, one.network.embeddings, chosen, notes) if chosen else None
-            facts.append(student_facts(one, rows, self._steps, errors, replay_error, results.get(one.name)))
-        return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
+            facts.append(student_facts(one, rows, self._steps, errors, replay_error, closed.facts.get(one.name)))
+        return Students(facts=facts, notes=notes, hardness=hardness_of(facts), pictures=closed.pictures)
 
     @cached_property
     def _backbone(self) -> Backbone:
@@ -129,40 +140,61 @@ class Evaluating:
             notes.append(f"no errors for {name}: {error}")
             return None
 
-    def _closed(
-        self, asked: Sequence[Asked], chosen: Sequence[HeldOut], row_of: Mapping[str, int], notes: list[str]
-    ) -> dict[str, dict[str, Any]]:
-        sampling = self.readable.cache.manifest.sampling
+    def _closed(self, chosen: Sequence[HeldOut], row_of: Mapping[str, int], notes: list[str]) -> _ClosedLoop:
         if self.maker is None:
             notes.append("no closed loop: it needs the VAE")
-            return {}
-        try:
-            check_measurable(sampling.height, sampling.width)
-        except (MissingExtraError, SettingsError) as error:
-            notes.append(f"no closed loop: {error}")
-            return {}
+            return _ClosedLoop()
         wanted = [chosen[place] for place in spread(chosen, self.scoring.closed_loop)]
-        rows, found = [row_of[one.key] for one in wanted], {}
-        for one in asked:
-            try:
-                result, pictures = self._sampled(one, wanted, self.maker)
-            except NonFiniteError as error:
-                notes.append(f"no closed loop for {one.name}: {error}")
-                continue
-            found[one.name] = sampled_facts(result, rows, pictures)
+        rows, found = [row_of[one.key] for one in wanted], _ClosedLoop()
+        measured = self._is_measured(notes)
+        for one in self.asked:
+            assert one.network is not None
+            if (samples := self._sampled(one.name, one.network.embeddings, wanted, notes)) is not None:
+                found.facts[one.name] = closed_facts(
+                    rows,
+                    [sample.latent_fraction for sample in samples],
+                    [psnr_db(sample.picture_HWC, sample.recorded_HWC) for sample in samples if measured],
+                    [ssim(sample.picture_HWC, sample.recorded_HWC) for sample in samples if measured],
+                    [self.maker.picture(sample.picture_HWC) for sample in samples],
+                )
+                found.pictures["rows"] = rows
+                found.pictures["teacher"] = [self.maker.picture(sample.recorded_HWC) for sample in samples]
+        if found.facts and self.scoring.random_baseline:
+            assert self.asked[0].network is not None
+            untrained = self.asked[0].network.untrained(seed=self.scoring.seed)
+            samples = self._sampled("an untrained student", untrained.embeddings, wanted, notes) or []
+            found.pictures["untrained"] = [self.maker.picture(sample.picture_HWC) for sample in samples]
         return found
 
-    def _sampled(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[SampledResult, list[str]]:
-        """Closed loop of a student, with the final images in the order of the trajectories."""
-        assert one.network is not None
-        pictures: list[str] = []
+    def _is_measured(self, notes: list[str]) -> bool:
+        """Whether PSNR and SSIM can be measured; if not, a note has the reason."""
+        sampling = self.readable.cache.manifest.sampling
+        try:
+            check_measurable(sampling.height, sampling.width)
+        except MissingExtraError:
+            notes.append(
+                "closed loop without PSNR and SSIM, which need scikit-image: pip install 'secondcast[metrics]'"
+            )
+            return False
+        except SettingsError:
+            notes.append(
+                f"closed loop without PSNR and SSIM: images of {sampling.height} x {sampling.width} are too small"
+            )
+            return False
+        return True
 
-        def keep(leader: str, _: HeldOut, picture_HWC: Array) -> None:
-            if leader == _STUDENT:
-                pictures.append(maker.picture(picture_HWC))
-
-        result = closed_loop(
-            self.readable.cache, self._backbone, maker.decoder, {_STUDENT: one.network.embeddings}, wanted,
-            lpips=None, batch_size=self.scoring.batch_size, progress=self.progress, keep=keep,
-        )[_STUDENT]  # fmt: skip
-        return result, pictures
+    def _sampled(
+        self, name: str, embed: EmbedPrompts, wanted: Sequence[HeldOut], notes: list[str]
+    ) -> list[Sample] | None:
+        """Images in the order of the trajectories; None if a latent is not finite."""
+        assert self.maker is not None
+        try:
+            return list(
+                each_sample(
+                    self.readable.cache, self._backbone, self.maker.decoder, {name: embed}, wanted,
+                    batch_size=self.scoring.batch_size, progress=self.progress,
+                )
+            )  # fmt: skip
+        except NonFiniteError as error:
+            notes.append(f"no closed loop for {name}: {error}")
+            return None

@@ -16,8 +16,8 @@ from secondcast.storage_schemas.io.folders import is_remote
 _PAGE = Path(__file__).parents[1] / "page"
 # Concatenated in this order: later files use earlier ones.
 SCRIPTS = (
-    "elements.js", "view.js", "rows.js", "charts.js", "histograms.js", "table.js", "strips.js", "detail.js",
-    "heat.js", "students.js", "report.js",
+    "elements.js", "view.js", "rows.js", "charts.js", "histograms.js", "table.js", "strips.js", "pictures.js",
+    "detail.js", "heat.js", "students.js", "report.js",
 )  # fmt: skip
 
 RUN_SCRIPTS = ("elements.js", "charts.js", "run.js")

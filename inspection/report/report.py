@@ -13,7 +13,14 @@ from secondcast.inspection.report.evaluating import Evaluating
 from secondcast.inspection.report.integrity import NOT_CHECKED, Readable, check_files, damaged_places
 from secondcast.inspection.report.settings import ReportSettings
 from secondcast.inspection.report.strips import StripMaker, check_sheet, chosen_rows, frame_px, strip_rows
-from secondcast.inspection.report.students import Asked, Students, of_records, open_students, without_errors
+from secondcast.inspection.report.students import (
+    NO_PICTURES,
+    Asked,
+    Students,
+    of_records,
+    open_students,
+    without_errors,
+)
 from secondcast.inspection.report.table import committed_columns, norm_columns, rounded
 from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines
@@ -104,6 +111,7 @@ class _Report:
             "trajectories": {**columns, **norms, "damaged": damaged_places(self.cache, damaged, columns["index"])},
             "strips": {**_strips_head(self.cache.manifest, self.settings), "rows": strips},
             "students": students.facts,
+            "pictures": students.pictures,
         }
 
     def _summary(self, integrity: dict[str, Any]) -> list[list[str]]:
@@ -132,6 +140,7 @@ class _Report:
             facts=[*found.facts, *before.facts],
             notes=[*found.notes, *before.notes],
             hardness={**before.hardness, **found.hardness},
+            pictures=found.pictures,
         )
 
     def _strips(self, readable: Readable, hardness: dict[int, float], notes: list[str]) -> list[dict[str, Any]]:
@@ -221,4 +230,5 @@ def _unopened(
         "trajectories": columns,
         "strips": {**_strips_head(manifest, settings), "rows": []},
         "students": [],
+        "pictures": NO_PICTURES,
     }

@@ -1,9 +1,9 @@
 """The options of `secondcast inspect report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from secondcast.evaluation.settings.cache_scoring import (
     TRAJECTORIES,
@@ -59,7 +59,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     verify_checksums: bool = Field(
         default=True, description="Compare every file with its checksum, which reads the whole cache."
     )
-    seed: int = Field(default=0, ge=0, description="Seed for drawing random film strips.")
+    seed: int = Field(default=0, ge=0, description="Seed for drawing random film strips, and for an untrained student.")
     backbone: str | None = Field(
         default=None, description="Teacher folder with transformer/; default: --teacher, or as recorded."
     )
@@ -69,11 +69,22 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     def _strips_of_text(cls, value: Any) -> Any:
         return count_of_strips(value) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _the_baseline_is_sampled(self) -> Self:
+        if self.random_baseline and not (self.students and self.num_trajectories and self.closed_loop):
+            raise ValueError(
+                f"--random-baseline has no effect with {len(self.students)} --student, --num-trajectories "
+                f"{self.num_trajectories} and --closed-loop {self.closed_loop}: remove it, or give at least one of each"
+            )
+        return self
+
     def scoring(self) -> CacheScoring:
         """The evaluation options for students."""
         return CacheScoring(
             num_trajectories=self.num_trajectories,
             closed_loop=self.closed_loop,
+            random_baseline=self.random_baseline,
+            seed=self.seed,
             batch_size=self.batch_size,
             backbone_dtype=self.backbone_dtype,
             attention_backend=self.attention_backend,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from secondcast.evaluation.replaying import CacheStudent
-from secondcast.evaluation.results import Evaluation, SampledResult, StepErrors
+from secondcast.evaluation.results import Evaluation, StepErrors
 from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.table import rounded
 from secondcast.models.memory.meta_run import parameter_count
@@ -20,6 +20,8 @@ from secondcast.models.student.student import student_folder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
+
+NO_PICTURES: dict[str, Any] = {"rows": [], "teacher": [], "untrained": []}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,15 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Students:
-    """Students in the page's form, notes, and the mean error of each table row that has one."""
+    """Students in the page's form, notes, and the mean error of each table row that has one.
+
+    pictures: the teacher's and an untrained student's images of the trajectories that students were sampled on.
+    """
 
     facts: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hardness: dict[int, float] = field(default_factory=dict)
+    pictures: dict[str, Any] = field(default_factory=lambda: dict(NO_PICTURES))
 
 
 def open_students(
@@ -112,18 +118,26 @@ def _recorded_results(record: Evaluation, row_of: Mapping[str, int]) -> dict[str
         return None
     keys = [record.trajectories[place].key for place in closed.trajectories]
     kept = [number for number, key in enumerate(keys) if key in row_of]
-    facts = sampled_facts(closed.text_encoders["student"], [row_of.get(key, -1) for key in keys], [])
+    result = closed.text_encoders["student"]
+    rows = [row_of.get(key, -1) for key in keys]
+    facts = closed_facts(rows, result.latent_fraction, result.psnr_db, result.ssim, [])
     # An evaluation does not store images.
     return {name: [column[number] for number in kept] if column else [] for name, column in facts.items()}
 
 
-def sampled_facts(result: SampledResult, rows: list[int], pictures: list[str]) -> dict[str, Any]:
-    """Closed loop of a student, by trajectory; pictures: empty if they were not stored."""
+def closed_facts(
+    rows: list[int],
+    latent_fraction: Sequence[float],
+    psnr_db: Sequence[float | None],
+    ssim: Sequence[float],
+    pictures: list[str],
+) -> dict[str, Any]:
+    """Closed loop of a student, by trajectory; a column that was not measured is empty."""
     return {
         "rows": rows,
-        "latent_fraction": [rounded(value) for value in result.latent_fraction],
-        "psnr_db": [rounded(value) for value in result.psnr_db],
-        "ssim": [rounded(value) for value in result.ssim],
+        "latent_fraction": [rounded(value) for value in latent_fraction],
+        "psnr_db": [rounded(value) for value in psnr_db],
+        "ssim": [rounded(value) for value in ssim],
         "final": pictures,
     }
 

@@ -66,7 +66,7 @@ def test_a_demo_goes_on_with_its_flags_only(tmp_path, capsys):
     OutputFolder.open(tmp_path, "demo", (), settings={"count": 64, "pretrain_steps": 1, "steps": 1}, alone=True)
     code, said, heard = secondcast("demo", tmp_path, "--num-prompts", 64, "--pretrain-steps", 1, capsys=capsys)
     assert (code, said) == (1, "") and heard == (
-        f"secondcast: {tmp_path} was started with steps = 1, not 80: give the original flags, or another folder\n"
+        f"secondcast: {tmp_path} was started with steps = 1, not 40: give the original flags, or another folder\n"
     )
     assert [file.name for file in tmp_path.iterdir()] == [RECORD_FILE]
 

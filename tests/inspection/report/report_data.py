@@ -107,6 +107,11 @@ def report_data(**changes: Any) -> dict[str, Any]:
             "rows": [{"row": row, "why": "random", "sheet": sheet(row, 12)} for row in STRIPS],
         },
         "students": [student()],
+        "pictures": {
+            "rows": [7, 25],
+            "teacher": [webp(Image.new("RGB", (12, 12), (4, 5, 6)))] * 2,
+            "untrained": [webp(Image.new("RGB", (12, 12), (7, 8, 9)))] * 2,
+        },
         **changes,
     }
 

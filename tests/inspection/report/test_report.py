@@ -4,12 +4,16 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from secondcast.evaluation.on_cache import evaluate_on_cache
+from secondcast.evaluation.pictures import distances
+from secondcast.evaluation.replaying import CacheStudent
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.inspection.images import shown_steps
 from secondcast.inspection.report import report
@@ -338,6 +342,70 @@ def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead
     hardest = {one["row"] for one in found["strips"]["rows"] if one["why"] == "hardest"}
     assert hardest == set(sorted(means, key=lambda row: -means[row])[:2])
     assert "students on 5 of 8 held-out trajectories, spread over the sources" in found["notes"]
+
+
+@pytest.mark.thorough
+def test_teacher_and_untrained_student_are_pictured_on_what_students_were_sampled_on(
+    recorded, student, dev_teacher, monkeypatch
+):
+    pytest.importorskip("skimage")
+    flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "num_strips": 0, "num_trajectories": 5}
+    found = data_of(recorded, students=[student], closed_loop=2, random_baseline=True, **flags)
+    closed, pictures = found["students"][0]["closed"], found["pictures"]
+    assert pictures["rows"] == closed["rows"] and [len(pictures[name]) for name in ("teacher", "untrained")] == [2, 2]
+    cache = Cache.open(recorded)
+    decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
+    index = found["trajectories"]["index"][pictures["rows"][1]]
+    final_BSC = torch.from_numpy(cache.trajectory(index).final_latent_SC.astype(np.float32))[None]
+    teacher = Image.fromarray(decoder.decode(final_BSC)[0])
+    assert pictures["teacher"][1] == data_uri(teacher, frame_side=16)
+    # A tiny random transformer gives all students the same rounded images: these get an embedding of their own.
+    monkeypatch.setattr(CacheStudent, "untrained", lambda self, *, seed: Loud(self, 50 + seed))
+    loud, other = (
+        data_of(recorded, students=[student], closed_loop=2, random_baseline=True, seed=seed, **flags)
+        for seed in (0, 1)
+    )
+    assert loud["students"][0]["closed"] == closed and loud["pictures"]["teacher"] == pictures["teacher"]
+    drawn = [one["pictures"]["untrained"] for one in (loud, other)]
+    assert len({*closed["final"], *drawn[0], *drawn[1]}) > len(set(closed["final"])) + 1
+    assert data_of(recorded, students=[student], closed_loop=2, **flags)["pictures"] == pictures | {"untrained": []}
+
+
+@dataclass(frozen=True)
+class Loud:
+    """A student whose embeddings are those of another, many times as large."""
+
+    student: CacheStudent
+    factor: int
+
+    def embeddings(self, prompts):
+        return self.student.embeddings(prompts).flip(-1) * self.factor
+
+
+@pytest.mark.thorough
+def test_without_scikit_image_there_are_pictures_and_no_psnr(recorded, student, dev_teacher, monkeypatch):
+    monkeypatch.setattr(distances, "find_spec", lambda name: None)
+    flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "num_strips": 0, "num_trajectories": 5}
+    found = data_of(recorded, students=[student], closed_loop=2, **flags)
+    closed = found["students"][0]["closed"]
+    assert closed["psnr_db"] == [] and closed["ssim"] == []
+    assert len(closed["latent_fraction"]) == len(closed["final"]) == len(found["pictures"]["teacher"]) == 2
+    assert "closed loop without PSNR and SSIM, which need scikit-image: pip install 'secondcast[metrics]'" in said(
+        found
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({}, "0 --student, --num-trajectories 64 and --closed-loop 16"),
+        ({"students": ["s"], "closed_loop": 0}, "1 --student, --num-trajectories 64 and --closed-loop 0"),
+        ({"students": ["s"], "num_trajectories": 0}, "1 --student, --num-trajectories 0 and --closed-loop 16"),
+    ],
+)
+def test_an_untrained_student_is_refused_where_none_is_sampled(flags, named):
+    with pytest.raises(SettingsError, match=f"--random-baseline has no effect with {named}: remove it"):
+        ReportSettings.from_flags(random_baseline=True, **flags)
 
 
 def test_a_student_may_be_called_as_the_recording_is(recorded, student, dev_teacher, tmp_path):

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from secondcast.inspection.report.page import render
+from secondcast.inspection.report.page import render, render_run
+from secondcast.inspection.report.run import run_data
 from tests.inspection.report.report_data import (
     FIRST,
     HOSTILE,
@@ -17,13 +19,16 @@ from tests.inspection.report.report_data import (
     report_data,
     student,
     trajectories,
+    webp,
 )
+from tests.inspection.report.test_run_report import make_run
 
 # A browser takes seconds to start.
 pytestmark = pytest.mark.slow
 
 pytest_plugins = ("tests.inspection.report.browser",)
 
+ROOT = Path(__file__).resolve().parents[3]
 CONTRASTS = (Path(__file__).parent / "contrasts.js").read_text()
 # By way of a second canvas: the page's own is not made for being read.
 PIXEL = """canvas => {
@@ -311,11 +316,114 @@ def test_text_and_lines_stand_out_in_light_and_dark(visit):
             assert (found[0]["background"] < 0.2) == (scheme == "dark")
 
 
-def test_a_narrow_page_does_not_scroll_sideways_and_goes_to_the_detail(visit, html):
-    page = visit(html, width=400)
+def test_a_narrow_page_does_not_scroll_sideways_and_goes_to_the_detail_and_back(visit, html):
+    page = visit(html, width=390)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.click("#row-1")
     assert 0 <= page.locator("#detail").bounding_box()["y"] < 100
+    page.click("#detail .back")
+    assert 0 <= page.locator("#trajectories").bounding_box()["y"] < 100
+    assert visit(html).locator("#detail .back").is_hidden()
+
+
+def test_the_first_column_stays_in_sight_when_the_table_scrolls_sideways(visit, html):
+    page = visit(html, width=390)
+    cells = page.locator("#scroller th:first-child, #row-1 td:first-child")
+    before = [cell.bounding_box()["x"] for cell in cells.all()]
+    page.locator("#scroller").evaluate("node => node.scrollTo(150, 0)")
+    assert page.locator("#row-1 td:nth-child(2)").bounding_box()["x"] < 0
+    assert [cell.bounding_box()["x"] for cell in cells.all()] == before
+
+
+def test_teacher_students_and_untrained_student_are_side_by_side_at_the_top(visit):
+    earlier = student("earlier")
+    earlier["closed"]["final"] = []
+    page = visit(render(report_data(students=[student(), earlier])))
+    cards = page.locator("#pictures li")
+    assert cards.count() == 2 and page.locator("main section:visible").first.get_attribute("id") == "pictures"
+    # An earlier evaluation has no images to show.
+    assert cards.nth(1).locator("figcaption").all_inner_texts() == ["teacher", "student", "untrained"]
+    alternatives = cards.nth(1).locator("img").evaluate_all("all => all.map((one) => one.alt)")
+    assert alternatives == [f"{name}: a red circle of 25" for name in ("teacher", "student", "untrained")]
+    sources = cards.nth(0).locator("img").evaluate_all("all => all.map((one) => one.src)")
+    assert sources == [webp(Image.new("RGB", (12, 12), colour)) for colour in ((4, 5, 6), (1, 2, 3), (7, 8, 9))]
+    cards.nth(1).locator("button").click()
+    assert page.inner_text("#detail-title") == f"Trajectory {FIRST + 25}"
+
+
+def test_without_pictures_there_is_no_section_for_them(visit):
+    page = visit(render(report_data(pictures={"rows": [], "teacher": [], "untrained": []})))
+    assert page.locator("#pictures").is_hidden() and page.locator("#to-pictures").is_hidden()
+
+
+def test_a_closed_loop_without_psnr_shows_what_was_measured(visit):
+    one = student()
+    one["closed"] |= {"psnr_db": [], "ssim": []}
+    page = visit(render(report_data(students=[one])), "#row=12")
+    text = page.inner_text("#closed")
+    assert "latent error 25 %" in text and "PSNR" not in text and "identical" not in text
+
+
+def test_a_filter_that_nothing_matches_is_cleared_by_a_button(visit, html):
+    page = visit(html)
+    page.select_option("#source", "sign")
+    page.fill("#query", "no such words")
+    assert page.inner_text("#scroller .none p") == "No trajectory matches."
+    page.click("#scroller .none button")
+    assert page.inner_text("#count") == "30 trajectories" and page.locator("#scroller .none").is_hidden()
+    assert page.input_value("#query") == "" and page.input_value("#source") == "" and focused(page) == "query"
+
+
+def test_a_bar_of_a_histogram_filters_the_table_by_its_range(visit, html):
+    page = visit(html)
+    velocity = page.locator("#histograms figure").nth(2)
+    bars = velocity.locator("[role=button]")
+    values = trajectories()["velocity_rms"]
+    read = [value for value in values if value is not None]
+    width = (max(read) - min(read)) / 24
+    expected = [FIRST + row for row, value in enumerate(values) if value is not None and value < min(read) + width]
+    assert bars.count() == 24 and 0 < len(expected) < 10
+    # By its foot: the bar is low, and what can be clicked is as tall as the plot.
+    bars.first.click()
+    assert numbers(page) == expected and page.inner_text("#count") == f"{len(expected)} of 30 trajectories"
+    assert bars.first.get_attribute("aria-pressed") == "true" and "bin=velocity_rms.0" in page.url
+    assert page.inner_text("#bin").startswith("Velocity, root mean square: 1 to ")
+    assert numbers(visit(html, "#bin=velocity_rms.0")) == expected
+    page.click("#bin")
+    assert page.inner_text("#count") == "30 trajectories" and page.locator("#bin").is_hidden()
+    for wrong in ("velocity_rms.24", "velocity_rms.x", "nothing.0", "velocity_rms"):
+        assert visit(html, f"#bin={wrong}").inner_text("#count") == "30 trajectories"
+
+
+def test_bars_of_a_histogram_are_one_stop_of_tab_and_filter_by_keyboard(visit, html):
+    page = visit(html)
+    guidance = page.locator("#histograms figure").first
+    stops = guidance.locator("[role=button][tabindex='0']")
+    page.check("#only-matches")
+    page.keyboard.press("Tab")
+    assert stops.count() == 1 and stops.evaluate("node => node === document.activeElement")
+    for key in ("Home", "ArrowLeft", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    # The bars are drawn again, for the matches: the one that was pressed keeps the focus.
+    assert page.inner_text("#count") == "5 of 30 trajectories" and stops.get_attribute("aria-pressed") == "true"
+    assert stops.get_attribute("aria-label") == "2.5: 5" and stops.evaluate("node => node === document.activeElement")
+    assert "The table shows 2.5: go to the table" in guidance.inner_text()
+    page.keyboard.press("Space")
+    assert page.inner_text("#count") == "30 trajectories" and stops.get_attribute("aria-pressed") == "false"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(visit, html, tmp_path, width, scheme):
+    axe = ROOT / ".ci/javascript/node_modules/axe-core/axe.min.js"
+    if not axe.is_file():
+        pytest.skip("axe-core is not here: `make check-javascript` installs it")
+    run = render_run(run_data(make_run(tmp_path / "run", sheets=2)))
+    for name, content in (("report", html), ("run", run)):
+        page = visit(content, width=width, scheme=scheme)
+        page.evaluate(axe.read_text(encoding="utf-8"))
+        found = page.evaluate("axe.run()")["violations"]
+        assert [(name, one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
 
 
 def test_a_column_without_any_value_is_left_out(visit):

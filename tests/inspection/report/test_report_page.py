@@ -78,6 +78,13 @@ def test_every_file_of_the_page_is_packaged_and_used():
     }
 
 
+@pytest.mark.parametrize(("page", "scripts"), [("report", SCRIPTS), ("run", RUN_SCRIPTS)])
+def test_every_script_of_a_page_is_checked_by_typescript(page, scripts):
+    folder = ROOT / ".ci/javascript"
+    files = json.loads((folder / f"{page}.json").read_text())["files"]
+    assert [(folder / file).resolve() for file in files] == [PAGE / name for name in scripts]
+
+
 def test_the_page_is_made_without_torch_and_numpy():
     code = "import sys, secondcast.inspection.report.page; assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
