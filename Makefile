@@ -53,15 +53,15 @@ check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/codespell
 	$(BIN)/python -m pytest -q tests/project/test_language.py
 	$(BIN)/mypy
-	@if command -v npm > /dev/null; then $(MAKE) check-javascript; \
-	else echo "the JavaScript of the reports is not checked: npm is not installed"; fi
+	@if $(MAKE) --silent .ci/javascript/node_modules/.ready 2> /dev/null; then $(MAKE) check-javascript; \
+	else echo "the JavaScript of the reports is not checked: npm is missing, or cannot install TypeScript"; fi
 
 # The version of TypeScript, which checks JavaScript as well, is in .ci/javascript/package.json.
 check-javascript: .ci/javascript/node_modules/.ready
 	cd .ci/javascript && for page in report run; do node_modules/.bin/tsc --project $$page.json || exit 1; done
 
 .ci/javascript/node_modules/.ready: .ci/javascript/package.json
-	cd .ci/javascript && npm install --silent --no-audit --no-fund --no-package-lock
+	cd .ci/javascript && npm install --silent --no-audit --no-fund --no-package-lock --fetch-retries 1 --fetch-timeout 60000
 	@touch $@
 
 .venv/.ready: pyproject.toml constraints.txt
