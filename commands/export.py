@@ -34,7 +34,7 @@ def export(
     to: Annotated[
         Form,
         typer.Option(
-            help="Format: diffusers for FluxPipeline, distillt5 as the published DistillT5 checkpoint, comfyui for the "
+            help="Format: diffusers for FluxPipeline, distillt5 for that of the published DistillT5, comfyui for the "
             "DistillT5 node."
         ),
     ] = "diffusers",

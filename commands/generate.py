@@ -43,7 +43,7 @@ def generate(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Generate images of prompts, and an index. Run the same command again to resume, or to add prompts or samples.
+    """Generate images from prompts, and an index. Run the same command again to resume, or to add prompts or samples.
 
     For a student, the large text encoder is not loaded.
 

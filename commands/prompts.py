@@ -107,7 +107,9 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
 
 
 def prompts_compbench(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the prompt files of T2I-CompBench.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder with T2I-CompBench's prompt files: examples/dataset.")
+    ],
     out_file: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSONL file to write, for --prompts of build, generate and evaluate.")
     ],
@@ -116,7 +118,7 @@ def prompts_compbench(
         typer.Option(help="Categories: paper (those of the paper), or all (adds 3d_spatial and numeracy)."),
     ] = "paper",
     split: Annotated[
-        Literal["train", "val"], typer.Option(help="Split: train, or val (the prompts of the benchmark's scores).")
+        Literal["train", "val"], typer.Option(help="Split: train, or val (the prompts that the benchmark scores).")
     ] = "train",
     phrases: Annotated[
         str | None,
@@ -130,7 +132,7 @@ def prompts_compbench(
 ) -> None:
     """Write the prompts of T2I-CompBench to one file, each with its category.
 
-    Example: secondcast prompts compbench T2I-CompBench compbench.jsonl
+    Example: secondcast prompts compbench T2I-CompBench/examples/dataset compbench.jsonl
     """
     from secondcast.cache_builder.prompts.compbench import (
         ALL_CATEGORIES,
@@ -204,7 +206,7 @@ def prompts_laion(
         ),
     ],
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
-    min_score: Annotated[float, typer.Option(help="Least aesthetic score.")] = MIN_SCORE,
+    min_score: Annotated[float, typer.Option(help="Minimum aesthetic score.")] = MIN_SCORE,
     num_prompts: Annotated[
         int | None, typer.Option(min=1, help="Number of distinct captions, the first ones. Default: all.")
     ] = None,

@@ -50,7 +50,7 @@ LOSSES: Mapping[Loss, LossKind] = {
         options=("depth_blocks",),
     ),
     "embedding": LossKind(
-        help="its baseline, without the transformer",
+        help="the paper's baseline, without the transformer",
         card="embeddings: mean squared difference between the student's embedding and the teacher's",
         backbone="nothing",
     ),

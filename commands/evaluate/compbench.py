@@ -18,7 +18,7 @@ def evaluate_compbench(
     prompts: ImagePrompts = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write images in the layout of T2I-CompBench's scripts, for its scores by UniDet (spatial, 3d_spatial, numeracy).
+    """Write images in the layout of T2I-CompBench's scripts, to score them by UniDet (spatial, 3d_spatial, numeracy).
 
     DIR/spatial is then what the scripts take as --outpath. The script of the complex mixture expects 10 images per
     prompt, and every prompt of complex_val.txt.

@@ -38,7 +38,7 @@ def evaluate_images(
         str | None,
         typer.Option(
             help="Metrics to compute: some of clip-score,fid,vqa,text,compbench,pocket. Default: the first four; fid "
-            "(with kid) needs --reference, compbench T2I-CompBench's prompts, pocket captions of the pocket world."
+            "(with kid) needs --reference, compbench needs T2I-CompBench's prompts, pocket needs the pocket's captions."
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid and kid.")] = None,

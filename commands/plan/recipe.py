@@ -47,7 +47,8 @@ _KEYS = {*signature(with_flags(build)).parameters} - {"cache", "config", "contex
 
 def plan_recipe(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME] and [train], and any [init-student].")
+        Path,
+        typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME], [train], and optionally [init-student]."),
     ],
     num_prompts: Annotated[
         list[str] | None,

@@ -83,7 +83,8 @@ def train(
 
     Example: secondcast train my-run --cache my-cache --student pocket-small --pretrain-steps 2000 --steps 300
 
-    With torchrun, accelerate launch or srun, the processes split each batch; the result is that of one process.
+    With torchrun, accelerate launch or srun, the processes split each batch; the result is that of one process,
+    up to rounding.
     """
     places = named_places(cache or [])
     recipe = config if has_stages(config) else None

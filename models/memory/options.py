@@ -36,9 +36,9 @@ class GpuMemoryLimit(Flags):
 
     max_gpu_memory: Annotated[str | None, Flag(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
-        description="GPU memory of a process to fit into, such as 16GiB (16GB is 14.9GiB), or auto for the free "
-        "memory (in a plan: that of the GPU that is named). Chooses the memory options that are not given, in "
-        "training --grad-accum-steps too.",
+        description="Limit of a process's GPU memory, such as 16GiB (16GB is 14.9GiB), or auto: the free memory (in a "
+        "plan: all memory of the named GPU). Chooses the memory options that are not given, in training also "
+        "--grad-accum-steps.",
     )
 
     @field_validator("max_gpu_memory")
@@ -61,8 +61,8 @@ class WeightPlacement(Flags):
     modulation: Annotated[Modulation, Flag(group=MEMORY)] = Field(
         default="auto",
         description="Handling of the modulation weights, 27 % of FLUX: precomputed replaces them with their outputs, "
-        "cpu keeps and computes them on the CPU, gpu keeps them on the GPU; auto: precomputed if pooled is zero, "
-        "else cpu if the GPU is small (build: gpu).",
+        "cpu keeps and computes them on the CPU (refused by build and generate), gpu keeps them on the GPU; auto: "
+        "precomputed if pooled is zero, else cpu if the GPU is small (build: gpu).",
     )
     gpu_blocks: Annotated[int | None, Flag(group=MEMORY, metavar="N")] = Field(
         default=None,
