@@ -35,8 +35,8 @@ def table() -> str:
     rows = {
         "models": [", ".join(family.models) for family in FAMILIES],
         "pipeline of diffusers": [f"`{family.pipeline}`" for family in FAMILIES],
-        "a student takes the place of": [f"`{family.slot}`" for family in FAMILIES],
-        "text tokens: default, most": [f"{one.text_length}, {one.largest_text_length}" for one in FAMILIES],
+        "a student replaces": [f"`{family.slot}`" for family in FAMILIES],
+        "text tokens: default, maximum": [f"{one.text_length}, {one.largest_text_length}" for one in FAMILIES],
         "recorded beside the embedding": [_beside(family) for family in FAMILIES],
         "guidance": [_GUIDANCE[family.guidance_rule] for family in FAMILIES],
         "guidance scales of a new cache": [
@@ -45,7 +45,7 @@ def table() -> str:
         "what is read of the text encoder": [
             "the last layer"
             if family.text_layers is None
-            else f"layers {', '.join(map(str, family.text_layers))}, side by side; it is loaded up to the deepest"
+            else f"layers {', '.join(map(str, family.text_layers))}, side by side; deeper layers are not loaded"
             for family in FAMILIES
         ],
         "latents of a new cache": [family.latents for family in FAMILIES],
@@ -56,7 +56,7 @@ def table() -> str:
             for family in FAMILIES
         ],
         "padding of the text": [
-            "masked, zero in caches; students do as the teacher" if family.masks_text else "read" for family in FAMILIES
+            "masked, zero in caches; students do the same" if family.masks_text else "read" for family in FAMILIES
         ],
         "how a prompt is tokenised": [
             "within the chat template"
@@ -93,7 +93,9 @@ def table() -> str:
 def _initial(family: Family) -> str:
     if family.makes_initial_students:
         return "yes"
-    return "no: make one of another family's T5-XXL" if family.text_layers is None else "no: it is made of T5"
+    return (
+        "no: make one from the T5-XXL of another family" if family.text_layers is None else "no: it needs a T5 encoder"
+    )
 
 
 def _beside(family: Family) -> str:
