@@ -1,6 +1,5 @@
 """`secondcast.train`, and the run behind it and behind the command of that name."""
 
-import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,8 +110,7 @@ def train(
     shown, name = display(progress), None if student is None else str(student)
     places: Mapping[str, str | Cache] = _places(cache)
     if config is not None:
-        beside = {*inspect.signature(train).parameters, *GpuMemoryLimit.model_fields}
-        asked, stated = run_of_recipe(Path(config), name, time_budget, given, beside=beside)
+        asked, stated = run_of_recipe(Path(config), name, time_budget, given, beside=())
         places = stated | dict(places)
     else:
         asked = run_of_options(name, time_budget, given, max_gpu_memory=memory.max_gpu_memory)

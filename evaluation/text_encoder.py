@@ -36,7 +36,7 @@ _WRITTEN_BY = ("transformers_version", "_name_or_path")
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """A text encoder with its text length; `digest` covers everything that its embeddings depend on.
+    """A text encoder with its text length; `digest` covers its weights and their form, of a student all its files.
 
     token_ids: texts -> token_ids_BT, truncated and padded to the text length.
     weights_digest: digest of its weights alone, as recorded by earlier versions.

@@ -66,6 +66,10 @@ def evaluate_paper(
         files["index.html"] = page(making, table, recipe.stem, files)
     for name, data in files.items():
         results.write(name, data)
+    for name in _FILES:
+        if name not in files:
+            # Of an earlier table: `open` has checked that it is this command's.
+            (out / name).unlink(missing_ok=True)
     _print(table, out, as_json)
     if table.failures:
         raise typer.Exit(1)

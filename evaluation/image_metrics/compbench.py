@@ -24,6 +24,7 @@ _ACTION = "complex_action"
 CATEGORIES = (*BY_VQA, *BY_CLIP, COMPLEX, *BY_DETECTOR)
 _SCORED = (*BY_VQA, *BY_CLIP, _ACTION)
 _IN_PAPER = (*BY_VQA, *BY_CLIP, "spatial", COMPLEX)
+_NO_IMAGES, _NO_PHRASES = "no images", "no image has phrases"
 _NEEDS_DETECTOR = "it needs UniDet: run the benchmark's scripts on the output of `secondcast evaluate compbench`"
 
 
@@ -72,7 +73,7 @@ class CompBench:
             if part:
                 parts[category] = part
             else:
-                missing.setdefault(category, "no image has phrases" if _of(pictures, category) else "no images")
+                missing.setdefault(category, _NO_PHRASES if _of(pictures, category) else _NO_IMAGES)
         action = {
             p.name: (vqa[p.name] + clip[p.name]) / 2 for p in _of(pictures, _ACTION) if p.name in vqa and p.name in clip
         }
@@ -126,6 +127,12 @@ class CompBench:
         return ", ".join(metric.needs.weights for metric in used), ", ".join(metric.revision for metric in used)
 
 
+def is_final(score: Scored) -> bool:
+    """Whether no category that a score lacks would be there if another network was installed."""
+    beyond = (COMPLEX, *BY_DETECTOR)
+    return all(name in beyond or why in (_NO_IMAGES, _NO_PHRASES) for name, why in score.missing.items())
+
+
 def _of(pictures: Sequence[Picture], category: str) -> list[Picture]:
     return [picture for picture in pictures if category in picture.categories]
 
@@ -137,7 +144,7 @@ def _beyond_the_networks(pictures: Sequence[Picture]) -> dict[str, str]:
         if _of(pictures, category):
             found[category] = _NEEDS_DETECTOR
         elif category in _IN_PAPER:
-            found[category] = "no images"
+            found[category] = _NO_IMAGES
     if COMPLEX in found and _of(pictures, COMPLEX):
         found[COMPLEX] = f"prompts with spatial relations need UniDet{_NEEDS_DETECTOR.removeprefix('it needs UniDet')}"
     return found

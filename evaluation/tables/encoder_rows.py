@@ -43,13 +43,18 @@ class EncoderRow:
 
 
 def teacher_row(
-    teacher: TeacherFolder, *, quantize: TextQuantization | None = None, dtype: torch.dtype, device: torch.device
+    teacher: TeacherFolder,
+    *,
+    quantize: TextQuantization | None = None,
+    text_length: int | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> EncoderRow:
     """The large text encoder of a teacher's folder; quantize: with linears in 8 or 4 bits.
 
     That saves memory without a student: the paper discusses it as the alternative. MissingExtraError.
     """
-    leader = open_text_encoder(TEACHER, teacher, text_length=None, dtype=dtype, device=device, quantize=quantize)
+    leader = open_text_encoder(TEACHER, teacher, text_length=text_length, dtype=dtype, device=device, quantize=quantize)
     encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
     parameters = parameter_count(encoder.model)
     if quantize is not None:

@@ -54,11 +54,12 @@ def computed_by(device: str) -> dict[str, str]:
 
     found = usable_device(device)
     name = torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
-    packages = {package: _version(package) for package in ("secondcast", "torch", "diffusers", "torchao")}
+    packages = {package: installed(package) for package in ("secondcast", "torch", "diffusers", "torchao")}
     return {"device": name, **packages}
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """The version of a package; "none" if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

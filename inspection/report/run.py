@@ -13,7 +13,7 @@ from PIL import Image
 from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.strips import data_uri
 from secondcast.models.student.folder import best_checkpoint, checkpoints, config_of, step_of
-from secondcast.storage_schemas.errors import StudentError
+from secondcast.storage_schemas.errors import StudentError, reason
 
 REPORT_FILE = "report.html"
 PROMPTS_KEY = "Description"
@@ -33,7 +33,13 @@ def run_data(run: Path) -> dict[str, Any]:
     """Contents of the page as plain JSON types."""
     config, sheets = config_of(run), dict(sorted(_sheets(run)))
     shown = _spread(list(sheets))
-    notes = []
+    samples, notes = [], []
+    for step in shown:
+        try:
+            samples.append(_sample(step, sheets[step]))
+        # A report never stops a training.
+        except (OSError, SyntaxError, ValueError) as error:
+            notes.append(f"{sheets[step].name} cannot be read ({reason(error)})")
     if len(shown) < len(sheets):
         notes.append(f"samples of {len(shown)} of {len(sheets)} steps; all are in {run / _SAMPLES_FOLDER}")
     return {
@@ -42,7 +48,7 @@ def run_data(run: Path) -> dict[str, Any]:
         "created_by": f"secondcast {version('secondcast')}",
         "facts": [list(fact) for fact in _facts(run, config)],
         "curves": run_curves(run),
-        "samples": [_sample(step, sheets[step]) for step in shown],
+        "samples": samples,
         "notes": notes,
     }
 

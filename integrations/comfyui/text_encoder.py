@@ -64,13 +64,18 @@ def _json(file: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _loaded(folder: Path, changed_ns: int) -> tuple[Any, Any]:
-    """Student and tokenizer; the last one that was used is kept. changed_ns: of its config.json."""
+    """Student and tokenizer; the last one that was used is kept. changed_ns: see `_changed_ns`."""
     # transformers does not know the model type; the tokenizer's files name its class.
     tokenizer = AutoTokenizer.from_pretrained(
         folder, config=PretrainedConfig(), trust_remote_code=False, local_files_only=True
     )
     student = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, local_files_only=True)
     return student.eval(), tokenizer
+
+
+def _changed_ns(folder: Path) -> int:
+    """The newest time of its files, in nanoseconds: an update may change the weights alone."""
+    return max((file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()), default=0)
 
 
 def embedding_of(text: str, student: Any, tokenizer: Any) -> torch.Tensor:
@@ -124,6 +129,12 @@ class SecondcastTextEncoder:
             "optional": {"clip": ("CLIP",)},
         }
 
+    @classmethod
+    def IS_CHANGED(cls, student: str, text: str, clip: Any = None) -> int:
+        """What tells ComfyUI that the student was replaced."""
+        folder = students().get(student)
+        return 0 if folder is None else _changed_ns(folder)
+
     def encode(self, student: str, text: str, clip: Any = None) -> tuple[list[list[Any]]]:
         """The conditioning of a prompt; ValueError for a folder that is no student of FLUX.1."""
         found = students()
@@ -132,7 +143,7 @@ class SecondcastTextEncoder:
             raise ValueError(f"no student {student!r} in ComfyUI/models/{FOLDER}: found {known}; copy an export there")
         folder = found[student]
         check_student(folder)
-        embedding_1TD = embedding_of(text, *_loaded(folder, (folder / "config.json").stat().st_mtime_ns))
+        embedding_1TD = embedding_of(text, *_loaded(folder, _changed_ns(folder)))
         return ([[embedding_1TD, {"pooled_output": pooled_of(text, clip)}]],)
 
 

@@ -143,8 +143,7 @@ LOADERS = {"load_file", "safe_open", "torch.load", "load_model", "load_checkpoin
 WITHOUT_WEIGHTS = ("Config", "config_class", "Tokenizer", "TokenizerFast", "Processor")
 MAY_LOAD = {
     "models/weights/checked_loading.py": {"load_file", "safe_open", "kind.from_pretrained"},
-    # A LoRA, whose names and shapes are compared by what merges it, and embeddings that `evaluate paper` wrote.
-    "models/teacher/lora.py": {"load_file"},
+    # Embeddings that `evaluate paper` wrote.
     "evaluation/tables/paper/encoders.py": {"safe_open"},
     # Headers alone.
     "models/weights/files.py": {"safe_open", "torch.load"},

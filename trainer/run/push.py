@@ -17,8 +17,9 @@ from secondcast.trainer.run.model_card import HUB_NAME
 _IN_EMPTY = frozenset({".gitattributes"})
 # Names that exports write: what an earlier push had of these, and this one has not, would be read with it.
 _WRITTEN = (
-    *("*.safetensors", "*.safetensors.index.json", "*.py", "*config.json", "samples.png"),
-    *("*token*", "vocab*", "merges.txt", "spiece.model", "*.jinja"),
+    *("model*.safetensors", "model.safetensors.index.json", "config.json", "samples.png", "*student_network.py"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
+    "chat_template.jinja",
 )
 
 
@@ -184,6 +185,8 @@ def _refused(repository: str, cause: Any, again: str) -> HubError:
         return HubError(f"{repository} is missing, or this token does not see it: check the name, then run {again}")
     if status in (409, 412):
         return HubError(f"{repository} was made or changed by somebody else meanwhile (status {status}): run {again}")
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return HubError(f"{cause.filename} cannot be read ({reason(cause)}): correct that, then run {again}")
     if status is None:
         return HubError(
             f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {reason(cause)}): check the network, "

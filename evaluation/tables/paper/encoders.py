@@ -50,7 +50,8 @@ def _facts(making: Making, row: TableRow, captions: list[str]) -> EncoderFacts:
         row.student, making.teacher(row), text_length=row.text_length, dtype=DTYPES[row.dtype],
         device=torch.device("cpu"), quantize=row.quantize_text_encoder,
     )  # fmt: skip
-    key = digest({"encoder": opened.digest, "captions": digest(captions), **computed_by(str(making.device))})
+    asked = {"encoder": opened.digest, "dtype": row.dtype, "text_length": str(opened.text_length)}
+    key = digest({**asked, "captions": digest(captions), **computed_by(str(making.device))})
     file = making.folder / _ENCODERS / f"{key[:24]}.safetensors"
     if (kept := _kept(file)) is not None:
         return kept
@@ -71,7 +72,10 @@ def _facts(making: Making, row: TableRow, captions: list[str]) -> EncoderFacts:
 def _row(making: Making, row: TableRow) -> EncoderRow:
     teacher = making.teacher(row)
     if is_baseline(row):
-        return teacher_row(teacher, quantize=row.quantize_text_encoder, dtype=DTYPES[row.dtype], device=making.device)
+        return teacher_row(
+            teacher, quantize=row.quantize_text_encoder, text_length=row.text_length, dtype=DTYPES[row.dtype],
+            device=making.device,
+        )  # fmt: skip
     return student_row(row.student, Path(row.student), teacher, device=making.device)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, Template
-from PIL import Image
 
 from secondcast.evaluation.image_metrics.metric import Picture
 from secondcast.evaluation.tables.paper.making import Making, pictures_of
 from secondcast.evaluation.tables.paper.results import PaperTable, about, name_of, notes
-from secondcast.storage_schemas.errors import SecondcastError
+from secondcast.storage_schemas.errors import ImagesError, SecondcastError
 from secondcast.storage_schemas.progress import counted
 
 _SHOWN = 24
@@ -89,10 +88,13 @@ def _gallery(making: Making, table: PaperTable, name: str) -> Gallery:
         name=name,
         text=f"{counted(len(every), 'image')} per text encoder, from the same noise{more}.",
         prompts=shown,
-        small=bool(pictures) and max(_size(pictures[0])) <= _SMALL_PIXELS,
+        small=bool(pictures) and _is_small(pictures[0]),
     )
 
 
-def _size(picture: Picture) -> tuple[int, int]:
-    with Image.open(picture.file) as image:
-        return image.size
+def _is_small(picture: Picture) -> bool:
+    try:
+        return max(picture.pixels().size) <= _SMALL_PIXELS
+    # A broken image is reported by its score.
+    except ImagesError:
+        return False

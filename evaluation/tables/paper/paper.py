@@ -7,7 +7,7 @@ from pathlib import Path
 from secondcast.evaluation.image_metrics.categories import by_category
 from secondcast.evaluation.image_metrics.metric import MetricName, Scored
 from secondcast.evaluation.tables.paper.encoders import EncoderFacts, encoder_facts
-from secondcast.evaluation.tables.paper.making import Making, make_images, pictures_of, score_images
+from secondcast.evaluation.tables.paper.making import Making, check_references, make_images, pictures_of, score_images
 from secondcast.evaluation.tables.paper.recipe import is_baseline
 from secondcast.evaluation.tables.paper.results import Cell, Column, PaperRow, PaperTable, markdown
 from secondcast.evaluation.tables.plots import plot_embeddings, plot_scaling
@@ -17,6 +17,7 @@ from secondcast.evaluation.tables.table import Row as PlottedRow
 
 def make_table(making: Making) -> tuple[PaperTable, dict[str, EncoderFacts]]:
     """Generate, score, and load each text encoder once; what exists in the folder is taken from there."""
+    check_references(making)
     failed = make_images(making)
     scored: dict[str, dict[Column, Cell]] = {row: {} for row in making.recipe.rows}
     reasons: dict[tuple[str, str, MetricName], str] = {}
@@ -46,14 +47,20 @@ def _cells(
 ) -> Iterator[tuple[Column, Cell]]:
     """The cells of all images of a set of prompts, then those by category if there are several."""
     for score in found:
-        yield Column(prompts=prompts, metric=metric, score=score.name), Cell.of(score)
+        yield _column(making, prompts, metric, score.name), Cell.of(score)
     categories = {name for names in making.prompts[prompts].categories for name in names}
     if len(categories) < 2:
         return
     pictures = pictures_of(making, row, prompts)
     for score in found:
         for category, part in by_category(score, pictures).items():
-            yield Column(prompts=prompts, metric=metric, score=score.name, category=category), Cell.of(part)
+            yield _column(making, prompts, metric, score.name, category), Cell.of(part)
+
+
+def _column(making: Making, prompts: str, metric: MetricName, score: str, category: str | None = None) -> Column:
+    # The only networks that came with a package.
+    run = metric == "pocket" or (metric == "text" and making.recipe.networks.ocr == "rapidocr")
+    return Column(prompts=prompts, metric=metric, score=score, category=category, as_published=run)
 
 
 def _columns(
@@ -66,7 +73,7 @@ def _columns(
     made = {(column.prompts, column.metric) for column in columns}
     for _, prompts, metric in reasons:
         if (prompts, metric) not in made:
-            columns[Column(prompts=prompts, metric=metric, score=metric)] = None
+            columns[_column(making, prompts, metric, metric)] = None
     asked = [(name, metric) for name, prompts in making.recipe.prompts.items() for metric in prompts.metrics]
     return tuple(sorted(columns, key=lambda column: asked.index((column.prompts, column.metric))))
 
@@ -89,8 +96,13 @@ def table_files(table: PaperTable, facts: Mapping[str, EncoderFacts]) -> dict[st
 
 def _changes_text(making: Making, name: str) -> str:
     changes = making.recipe.changes(name)
-    texts = {key: value.name if isinstance(value, Path) else value for key, value in changes.items()}
-    return ", ".join(f"{key.replace('_', '-')} {text}" for key, text in texts.items())
+    return ", ".join(_change_text(key.replace("_", "-"), value) for key, value in changes.items())
+
+
+def _change_text(key: str, value: object) -> str:
+    if value is None:
+        return f"no {key}"
+    return f"{key} {value.name if isinstance(value, Path) else value}"
 
 
 def _scaling(table: PaperTable) -> bytes | None:

@@ -21,7 +21,7 @@ _EXPECTED = "tables [prompts.NAME] and [rows.NAME], and any [generate] and [metr
 class PromptSet(Record):
     """Prompts and their metrics, a column for each score.
 
-    source: as for build --prompts.
+    source: as for build --prompts, without its keys name, limit and repeat.
     limit: number of prompts, the first ones; None: all.
     samples_per_prompt: images per prompt, each from its own noise.
     reference: for fid, the name of a row, whose images of these prompts are meant, or a folder.
@@ -72,12 +72,11 @@ class TableRecipe(Record):
 
     def changes(self, name: str) -> dict[str, Any]:
         """The options of a row that differ from those of most rows, other than those of its text encoder."""
-        row = self.rows[name].given
-        keys = {key for other in self.rows.values() for key in other.given} - {"student", "quantize_text_encoder"}
-        return {key: row.get(key) for key in sorted(keys) if row.get(key) != self._usual(key)}
+        keys = sorted(TableRow.model_fields.keys() - {"student", "quantize_text_encoder"})
+        return {key: own for key in keys if (own := getattr(self.rows[name], key)) != self._usual(key)}
 
     def _usual(self, key: str) -> Any:
-        values = [row.given.get(key) for row in self.rows.values()]
+        values = [getattr(row, key) for row in self.rows.values()]
         return max(values, key=values.count)
 
 
@@ -86,6 +85,9 @@ def read_recipe(file: Path) -> TableRecipe:
     values = read_toml(file, what=f"recipe {file}", expected=_EXPECTED)
     if unknown := sorted(values.keys() - {"generate", "metrics", "prompts", "rows"}):
         raise SettingsError(f"{file} has {unknown[0]!r}, expected {_EXPECTED}")
+    for name in ("generate", "metrics"):
+        if not isinstance(values.get(name, {}), dict):
+            raise SettingsError(f"{file} has {name} = {values[name]!r}, expected a table, as in [{name}]")
     for name in ("prompts", "rows"):
         tables = values.get(name)
         if not isinstance(tables, dict) or not tables or not all(isinstance(one, dict) for one in tables.values()):

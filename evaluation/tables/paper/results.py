@@ -7,8 +7,6 @@ from secondcast.evaluation.tables.table import markdown_lines, millions
 from secondcast.storage_schemas.progress import size_text
 from secondcast.storage_schemas.schema.manifest import Record
 
-# Exact, or run by this project with the weights that its users have.
-_RUN_AS_PUBLISHED: tuple[MetricName, ...] = ("pocket", "text")
 _LOWER_IS_BETTER = ("fid", "kid")
 NOT_RUN = "\u2020"
 """Marks a column whose metric this project has not run with the published weights."""
@@ -18,12 +16,14 @@ class Column(Record):
     """A score of the images of a set of prompts.
 
     category: one source of the prompts; None: all of them.
+    as_published: whether this project has run the metric with the weights that its users have.
     """
 
     prompts: str
     metric: MetricName
     score: str
     category: str | None = None
+    as_published: bool = False
 
     @property
     def key(self) -> str:
@@ -34,7 +34,7 @@ class Column(Record):
     def marks(self) -> str:
         """The direction that is better, and the mark."""
         arrow = "\u2193" if self.score.startswith(_LOWER_IS_BETTER) else "\u2191"
-        return arrow if self.metric in _RUN_AS_PUBLISHED else f"{arrow} {NOT_RUN}"
+        return arrow if self.as_published else f"{arrow} {NOT_RUN}"
 
 
 class Cell(Record):

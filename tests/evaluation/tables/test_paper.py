@@ -102,17 +102,20 @@ def table_of(folder: Path) -> PaperTable:
     return PaperTable.model_validate_json((folder / "out/table.json").read_bytes())
 
 
+def images_of(folder: Path, row: str, prompts: str = "captions") -> Path:
+    (place,) = folder.glob(f"out/images/{row}-*/{prompts}-*")
+    return place
+
+
 def test_cells_are_scores_of_the_images_that_generate_makes(made):
     folder, _ = made
     rows = {row.name: row for row in table_of(folder).rows}
-    for name, place in (("teacher", "00-teacher"), ("tiny", "02-tiny"), ("quick", "04-quick")):
-        index = (folder / f"out/images/{place}/00-captions/index.jsonl").read_text().splitlines()
+    for name in ("teacher", "tiny", "quick"):
+        place = images_of(folder, name)
+        index = (place / "index.jsonl").read_text().splitlines()
         images = [json.loads(line) for line in index]
         assert [image["prompt"] for image in images] == CAPTIONS
-        values = [
-            score(np.asarray(Image.open(folder / f"out/images/{place}/00-captions" / image["file"])), image["prompt"])
-            for image in images
-        ]
+        values = [score(np.asarray(Image.open(place / image["file"])), image["prompt"]) for image in images]
         for key, cell in rows[name].cells.items():
             if key.startswith("captions / "):
                 of_dimension = [
@@ -122,7 +125,7 @@ def test_cells_are_scores_of_the_images_that_generate_makes(made):
     assert rows["quick"].changes == "steps 1" and rows["8 bit"].changes == ""
     assert rows["8 bit"].parameters == rows["teacher"].parameters
     assert rows["8 bit"].weight_bytes < rows["teacher"].weight_bytes
-    settings = json.loads((folder / "out/images/04-quick/00-captions/generate.json").read_text())
+    settings = json.loads((images_of(folder, "quick") / "generate.json").read_text())
     assert settings["steps"] == 1
 
 
@@ -160,7 +163,7 @@ def test_given_again_it_makes_what_is_missing_and_nothing_else(made, tmp_path, m
     assert {row for row in scored if row != "small"} <= {
         row.name for row in old.rows if row.cells["twice / fid"].failed
     }
-    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert before and {file: file.stat().st_mtime_ns for file in before} == before
     new = table_of(folder)
     small = next(row for row in new.rows if row.name == "small")
     assert all(cell.failed is None for key, cell in small.cells.items() if not key.endswith("fid"))
@@ -209,7 +212,8 @@ def test_the_page_does_not_scroll_sideways_and_loads_every_image(made, tab, widt
 
 
 def test_a_column_whose_metric_was_never_run_as_published_is_marked():
-    columns = (Column(prompts="a", metric="pocket", score="binding"), Column(prompts="a", metric="fid", score="fid"))
+    run = Column(prompts="a", metric="pocket", score="binding", as_published=True)
+    columns = (run, Column(prompts="a", metric="fid", score="fid"))
     cells = {"a / binding": Cell(mean=0.5, low=0.4, high=0.6), "a / fid": Cell(mean=22.364, count=9)}
     row = PaperRow(name="s", baseline=False, changes="steps 4", parameters=10**6, weight_bytes=2**20, cells=cells)
     table = PaperTable(created_by="x", columns=columns, rows=(row,))
@@ -218,6 +222,23 @@ def test_a_column_whose_metric_was_never_run_as_published_is_marked():
         ["s (steps 4)", "1 M", "1.0 MiB", "0.500 (0.400-0.600)", "22.36"],
     ]
     assert "\u2020 Secondcast's tests run this metric with small random networks only" in markdown(table)
+
+
+def test_a_shorter_list_of_prompts_scores_none_of_the_others_and_a_broken_image_fails_its_row(
+    made, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "shorter"
+    shutil.copytree(made[0], folder)
+    monkeypatch.chdir(folder)
+    (folder / "captions.txt").write_text("\n".join(CAPTIONS[:3]) + "\n")
+    sorted(images_of(folder, "tiny").glob("000001*.png"))[0].write_bytes(b"no image")
+    paper(capsys=capsys)
+    rows = {row.name: row for row in table_of(folder).rows}
+    assert {cell.count for key, cell in rows["quick"].cells.items() if key.startswith("captions / colour")} == {3}
+    assert all(
+        "cannot be read" in cell.failed for key, cell in rows["tiny"].cells.items() if key.startswith("captions")
+    )
+    assert rows["teacher"].cells["captions / colour"].failed is None
 
 
 @pytest.mark.slow

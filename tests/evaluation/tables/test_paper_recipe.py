@@ -26,6 +26,9 @@ def test_a_wrong_recipe_is_refused_by_table_and_key(tmp_path):
     assert refused(tmp_path, "[rows.a]\nstudent = 'a'\n").startswith(
         " has no [prompts.NAME], expected tables [prompts."
     )
+    assert refused(tmp_path, "generate = 3\n" + RECIPE[RECIPE.index("[prompts.") :]).startswith(
+        " has generate = 3, exp"
+    )
     assert refused(tmp_path, RECIPE + "[other]\n").startswith(" has 'other', expected tables [prompts.NAME] and ")
     assert refused(tmp_path, RECIPE.replace("steps = 1", "stesp = 1")).startswith(", [rows.quick]: stesp")
     assert refused(tmp_path, RECIPE.replace("steps = 1", "samples-per-prompt = 2")) == (
