@@ -9,8 +9,8 @@ from secondcast.storage_schemas.io.home import expand_home
 PLACES = frozenset({
     "a", "b", "backbone", "cache", "clip_model", "compbench_clip_model", "config", "copy", "disk", "evaluations",
     "fid_weights", "folder", "folders", "ids", "local_cache_dir", "lora", "ocr_model", "out", "out_file", "out_path",
-    "phrases", "prompts", "ray_runtime_env", "recipe", "reference", "run", "runs", "sample_grid", "source", "sources",
-    "student", "students", "target", "teacher", "vqa_model",
+    "phrases", "prompts", "ray_runtime_env", "recipe", "reference", "run", "runs", "sample_grid", "scores", "source",
+    "sources", "student", "students", "target", "teacher", "vqa_model",
 })  # fmt: skip
 """Names of such parameters in the functions of commands; some also accept a hub name or a URL."""
 

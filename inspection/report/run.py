@@ -14,6 +14,7 @@ from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.strips import data_uri
 from secondcast.models.student.folder import best_checkpoint, checkpoints, config_of, step_of
 from secondcast.storage_schemas.errors import StudentError, reason
+from secondcast.storage_schemas.progress import counted
 
 REPORT_FILE = "report.html"
 PROMPTS_KEY = "Description"
@@ -73,6 +74,11 @@ def _sample(step: int, file: Path) -> dict[str, Any]:
     return {"step": step, "prompts": prompts, "sheet": data_uri(picture, frame_side=picture.width)}
 
 
+def _stage_text(stage: dict[str, Any]) -> str:
+    steps = stage.get("steps")
+    return f"{stage['name']}: {stage['loss']} loss" + ("" if steps is None else f", {counted(steps, 'step')}")
+
+
 def _facts(run: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     settings = config.get("settings", {})
     stages = settings.get("stages", [])
@@ -86,6 +92,6 @@ def _facts(run: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if best is not None:
         yield "lowest validation loss", f"{best[1]:.4g}, at step {step_of(best[0]):,}"
     yield "student", str(settings.get("student"))
-    yield "stages", "; ".join(f"{stage['name']}: {stage['loss']} loss, {stage['steps']:,} steps" for stage in stages)
+    yield "stages", "; ".join(map(_stage_text, stages))
     yield "caches", ", ".join(str(cache.get("location")) for cache in config.get("caches", {}).values())
     yield "transformer", str(config.get("backbone"))

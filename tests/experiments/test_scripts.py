@@ -19,6 +19,7 @@ def run(*words: str) -> str:
 def test_the_scripts_are_known():
     assert SCRIPTS == [
         "pocket_experiment",
+        "pocket_lora",
         "pocket_premise",
         "pocket_roads",
         "pocket_sd3",
