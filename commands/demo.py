@@ -35,7 +35,7 @@ from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 from secondcast.inspection.report.settings import ReportSettings
 from secondcast.models.student.initial.settings import InitialOptions
 from secondcast.storage_schemas.errors import SecondcastError
-from secondcast.storage_schemas.progress import duration_text
+from secondcast.storage_schemas.progress import counted, duration_text
 from secondcast.trainer.settings import TrainFlags, TrainSettings
 
 _PARTS = 6
@@ -65,15 +65,15 @@ def demo(
     cache, initial, run, student = folder / "cache", folder / "initial", folder / "run", folder / "student"
     if not quiet:
         print_line(
-            f"Records {num_prompts:,} images of the pocket teacher, a miniature FLUX, trains a text encoder of a ninth "
-            f"of the size on them, and compares both (about {_MINUTES} minutes on two idle cores with the default "
-            f"options)."
+            f"Records {counted(num_prompts, 'image')} of the pocket teacher, a miniature FLUX, trains a text encoder "
+            f"of a ninth of the size on them, and compares both (about {_MINUTES} minutes on two idle cores with the "
+            f"default options)."
         )
     with parts.part("captions of the pocket world, and the teacher's images of some", "prompts pocket"):
         results.write("prompts.txt", caption_lines(pocket_captions(num_prompts)).encode())
         first = results.file("teacher.png")
         first.write(picture_bytes(_teacher_picture(sampling, device), first.path))
-        print_line(f"{first.path}: {SHOWN} images of the teacher, to look at meanwhile")
+        print_line(f"{first.path}: {counted(SHOWN, 'image')} of the teacher, to look at meanwhile")
     with parts.part("record the teacher: text encoder, then transformer", "build"):
         # fp32 is faster than bf16 on CPUs without bf16 units, and the replay below is then exact.
         build(

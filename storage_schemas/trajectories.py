@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol, overload
 
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import Array, Arrays
 from secondcast.storage_schemas.schema.layout import Layout
@@ -137,4 +138,4 @@ class Trajectories(Sequence[RecordedTrajectory]):
         return RecordedTrajectory(self._cache, int(self._indices[position]))
 
     def __repr__(self) -> str:
-        return f"<{len(self)} trajectories of {self._cache}>"
+        return f"<{counted(len(self), 'trajectory')} of {self._cache}>"

@@ -21,7 +21,7 @@ from tests.storage_schemas.caches import write_cache
 # Parameters that are texts and name no place.
 TEXTS = {
     "attention_backend", "build_gpu", "train_gpu", "device", "format", "gpu", "grep", "guidance", "key", "keys",
-    "report_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "max_gpu_memory", "num_prompts",
+    "report_to", "metrics", "names", "prompt", "push", "ray", "resolution", "revision", "max_gpu_memory", "num_prompts",
     "num_strips", "ranks", "sample_ids", "size", "time_budget", "timesteps", "worker",
 }  # fmt: skip
 
