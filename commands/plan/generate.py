@@ -109,6 +109,8 @@ def _print_generate(facts: dict[str, Any]) -> None:
         "s per image": "unknown" if seconds is None else f"{seconds:,.1f}",
     }
     if images["samples_per_prompt"] > 1 and seconds is not None:
-        columns[f"s per prompt ({counted(images['samples_per_prompt'], 'image')})"] = f"{compute['seconds_per_prompt']:,.1f}"
+        columns[f"s per prompt ({counted(images['samples_per_prompt'], 'image')})"] = (
+            f"{compute['seconds_per_prompt']:,.1f}"
+        )
     print_sampling(columns, memory)
     print_gpu(facts)

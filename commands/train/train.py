@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secondcast.api.fitting import stated_options
+from secondcast.api.names import student_source
 from secondcast.api.runs import named_places, run_of_options, run_of_recipe
 from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_line, print_lines
@@ -126,6 +127,8 @@ def train_run(
 
     progress = terminal(quiet)
     copies = local_copies(local_cache_dir, local_cache_gib, progress.say)
+    # A wrong name is refused before any cache is opened.
+    student_source(asked.student)
     caches = open_caches(places, verify_checksums=verify_checksums, copies=copies)
     from secondcast.api.training import train_run as run_training
 
