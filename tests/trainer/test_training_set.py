@@ -53,8 +53,8 @@ def test_resumed_after_the_cache_grew_the_weights_are_those_of_an_unbroken_run(
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
     began, now = len(Cache.open(grown / before)), len(Cache.open(grown / "more"))
     assert (
-        f"{tmp_path / 'cut'} goes on with the {began} trajectories with which it began, of {now} that "
-        f"{grown / 'more'} has now: a new run folder takes all of them"
+        f"{tmp_path / 'cut'} keeps training on the {began} trajectories it started with, of {now} that "
+        f"{grown / 'more'} has now: a new run folder uses all of them"
     ) in heard
     # What it would have been without: another order.
     run_training(tmp_path / "new", grown / "more", dev_teacher, t5_config)

@@ -173,8 +173,8 @@ def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, place
     train_mixed(tmp_path / "cut", settings, grown, dev_teacher, t5_config, listening)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
     assert listening.heard[1] == (
-        f"{tmp_path}/cut goes on with the 6 trajectories with which it began, of 7 that {tmp_path}/cars has now: a "
-        f"new run folder takes all of them"
+        f"{tmp_path}/cut keeps training on the 6 trajectories it started with, of 7 that {tmp_path}/cars has now: a new "
+        f"run folder uses all of them"
     )
 
 
@@ -250,7 +250,7 @@ def test_the_replay_error_is_that_of_the_caches_that_keep_embeddings(tmp_path, p
         tmp_path / "run", run_settings({}), {"bare": bare, "cats": places["cats"]}, dev_teacher, t5_config, listening
     )
     assert [line for line in listening.heard if line.startswith("no replay error")] == [
-        f"no replay error: {bare} was built with --no-store-embeddings; it needs a cache built with --store-embeddings"
+        f"no replay error: {bare} was built with --no-store-embeddings; a cache with --store-embeddings has one"
     ]
     alone = train_mixed(tmp_path / "alone", run_settings({}), of(places, "cats"), dev_teacher, t5_config)
     measured, wanted = (
