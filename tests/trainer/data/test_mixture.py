@@ -173,8 +173,8 @@ def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, place
     train_mixed(tmp_path / "cut", settings, grown, dev_teacher, t5_config, listening)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
     assert listening.heard[1] == (
-        f"{tmp_path}/cut keeps training on the 6 trajectories it started with, of 7 that {tmp_path}/cars has now: a new "
-        f"run folder uses all of them"
+        f"{tmp_path}/cut keeps training on the 6 trajectories it started with, of 7 that {tmp_path}/cars has now: a "
+        f"new run folder uses all of them"
     )
 
 
