@@ -64,12 +64,12 @@ def evaluate_paper(
         table, facts = make_table(making)
         files = table_files(table, facts)
         files["index.html"] = page(making, table, recipe.stem, files)
-    for name, data in files.items():
-        results.write(name, data)
     for name in _FILES:
-        if name not in files:
-            # Of an earlier table: `open` has checked that it is this command's.
-            (out / name).unlink(missing_ok=True)
+        if name in files:
+            results.write(name, files[name])
+        else:
+            # Plots of an earlier table.
+            results.remove(name)
     _print(table, out, as_json)
     if table.failures:
         raise typer.Exit(1)

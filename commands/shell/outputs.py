@@ -156,6 +156,13 @@ class OutputFolder:
             self._record()
             durable.replace(path, data)
 
+    def remove(self, name: str) -> None:
+        """Remove what an earlier call wrote; any other file stays, also with --overwrite."""
+        path = self.folder / name
+        with _writing(path, "folder"):
+            if path.is_file() and xxh3_128(path.read_bytes()) in self._written.files.get(name, ()):
+                path.unlink()
+
     def _check_own(self, name: str) -> tuple[str, ...]:
         path = self.folder / name
         if not os.path.lexists(path):

@@ -93,6 +93,15 @@ def test_a_folder_of_results_is_written_again_and_files_of_others_stay(tmp_path)
     assert (tmp_path / "a.md").read_bytes() == b"four"
 
 
+def test_a_result_that_is_no_longer_made_is_removed_and_a_foreign_file_stays(tmp_path):
+    OutputFolder.open(tmp_path, "evaluate paper", ["a.png", "b.png"]).write("a.png", b"ours")
+    (tmp_path / "b.png").write_bytes(b"mine")
+    again = OutputFolder.open(tmp_path, "evaluate paper", ["a.png", "b.png"], overwrite=True)
+    for name in ("a.png", "b.png", "c.png"):
+        again.remove(name)
+    assert not (tmp_path / "a.png").exists() and (tmp_path / "b.png").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("before", [b"one", None])
 @pytest.mark.parametrize("killed_at", [0, 1])
 def test_a_folder_of_results_killed_anywhere_is_taken_up_again(tmp_path, before, killed_at, monkeypatch):
