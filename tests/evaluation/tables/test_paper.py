@@ -207,8 +207,10 @@ def test_the_page_does_not_scroll_sideways_and_loads_every_image(made, tab, widt
     tab.set_viewport_size({"width": width, "height": 900})
     tab.goto((made[0] / "out/index.html").as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    tab.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
-    tab.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    # decode() settles when an image is there, and fails for a broken one. Playwright's wait_for_function cannot wait
+    # for that: it evaluates text in the page, which the page's content security policy forbids.
+    tab.evaluate("() => Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode() }))")
+    assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
 
 
 def test_a_column_whose_metric_was_never_run_as_published_is_marked():

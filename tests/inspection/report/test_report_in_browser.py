@@ -223,10 +223,10 @@ def test_a_hash_restores_the_view_and_a_changed_one_changes_it(visit, html):
     assert page.locator("th[data-column=tokens]").get_attribute("aria-sort") == "descending"
     assert shown(page, 7, 5) == frame_colour(7, 5, 0) and page.input_value("#step") == "5"
     page.evaluate("location.hash = '#row=25&step=999'")
-    page.wait_for_function("document.querySelector('#detail-title').textContent === 'Trajectory 25'")
+    page.wait_for_selector("#detail-title:text-is('Trajectory 25')")
     assert shown(page, 20, STEPS) == frame_colour(20, STEPS, 0) and page.input_value("#query") == ""
     page.evaluate("location.hash = '#row=<b>&step=x&sort=nothing&student=%FF&show=what'")
-    page.wait_for_function("document.querySelector('#detail-title').textContent === 'Trajectory 12'")
+    page.wait_for_selector("#detail-title:text-is('Trajectory 12')")
 
 
 def test_damage_is_named_with_the_command_that_repairs_it(visit, html):
