@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,29 +14,26 @@ from secondcast.models.student.student import Student
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.trainer.data.mixture import TrainingCache, prompt_orders, split, stage_orders
-from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Key, Rows
-from secondcast.trainer.data.sampler import mix, rank_slice
+from secondcast.trainer.data.batch_plan import BatchPlan
+from secondcast.trainer.data.mixture import TrainingCache, split
+from secondcast.trainer.data.replay_dataset import Batch, EmbeddingBatch, Key, Rows
+from secondcast.trainer.data.sampler import mix
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
-from secondcast.trainer.distributed.sharding import full_norm, full_student_of
 from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.validation import ReplayError, measure_replay_error, measured_sources, validation_loss
-from secondcast.trainer.optimizer import EMA, make_optimizer, set_learning_rate
-from secondcast.trainer.run.checkpoints import (
-    delete_old_checkpoints,
-    load_checkpoint,
-    mark_best,
-    restore_best,
-    save_checkpoint,
-    validation_text,
-)
+from secondcast.trainer.optimizer import set_learning_rate
+from secondcast.trainer.run.checkpoints.best import delete_old_checkpoints, mark_best, restore_best, validation_text
+from secondcast.trainer.run.checkpoints.loading import load_checkpoint
+from secondcast.trainer.run.checkpoints.saving import save_checkpoint
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.run.stopping import CheckpointTimer
 from secondcast.trainer.run.timing import StepClock
+from secondcast.trainer.run.train_state import TrainState
 from secondcast.trainer.settings import StepOfStage, TrainSettings
 from secondcast.trainer.stage import Stage
 
+_Batches = Iterator[Batch | EmbeddingBatch]
 # As many records of a batch are named in an error; metrics.jsonl has them all.
 _NAMED = 4
 
@@ -83,26 +81,23 @@ class Trainer:
         metrics: Metrics | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self._observers = observers
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
+        self.processes, self.metrics, self.autocast = processes, metrics, autocast
         self.dataset, self.held_out = split(training_caches, device, tokens, objective.host_modulation)
-        self.processes, self.metrics = processes, metrics
-        self.done = 0
-        self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
+        self.plan = BatchPlan(settings, training_caches, self.dataset, rank=processes.rank, ranks=processes.ranks)
+        self.train_state = TrainState(student, settings, device, processes)
         self.clock = StepClock.of(device)
-        self._full_student = full_student_of(student) if processes.sharded and processes.is_main_process else None
-        self.average = EMA(student, settings.ema_decay) if settings.ema_decay is not None else None
-        self.student = processes.placed(student, device)
-        if self.average is not None:
-            self.average.student = processes.placed(self.average.student, device)
-        self._parallel_student = processes.synchronized(self.student)
-        self.optimizer = make_optimizer(self.student, settings)
-        self.orders = stage_orders(settings, training_caches, self.dataset)
-        self._prompt_orders = prompt_orders(settings, training_caches, self.dataset)
+        self.done = 0
         self.best: float | None = None
         self.replay_error: ReplayError | None = None
-        self.autocast = autocast
+        self._observers = observers
+        self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
         self._tokenizer = training_caches[0].cache.tokenizer_files if tokens is None else tokens.files
+
+    @property
+    def student(self) -> Student:
+        """The student in training."""
+        return self.train_state.student
 
     def train(self, progress: Progress) -> float | None:
         """Train to the last step, from the current one (see resume); return the best validation loss.
@@ -115,8 +110,7 @@ class Trainer:
         with self.clock.beside():
             for observer in self._observers:
                 observer.on_start(self)
-        requests = (request for step in steps for request in self.requests(step))
-        with self._pauses.listening(progress.say), self.dataset.prefetch(requests) as batches:
+        with self._pauses.listening(progress.say), self._batches(steps) as batches:
             for number, end in enumerate(self.settings.ends):
                 if self.done < end and self._train_stage(number, batches, progress):
                     break
@@ -124,7 +118,7 @@ class Trainer:
             raise KeyboardInterrupt
         return self.best
 
-    def _train_stage(self, number: int, batches: Iterator[Batch | EmbeddingBatch], progress: Progress) -> bool:
+    def _train_stage(self, number: int, batches: _Batches, progress: Progress) -> bool:
         """The steps that are left of a stage; whether a stop was asked for meanwhile."""
         stage, end = self.settings.stages[number], self.settings.ends[number]
         # A bar for each: the time that is left is guessed from steps of one kind.
@@ -153,44 +147,15 @@ class Trainer:
         """Take all steps without a checkpoint."""
         taken = []
         steps = range(self.settings.total_steps)
-        with self.dataset.prefetch(request for step in steps for request in self.requests(step)) as batches:
+        with self._batches(steps) as batches:
             for step in steps:
                 began = time.monotonic()
                 loss = self._optimizer_step(self.settings.at(step), batches)
                 taken.append(TimedStep(loss=loss, seconds=time.monotonic() - began))
         return taken
 
-    def requests(self, step: int) -> list[BatchSpec]:
-        """The records that optimizer step `step` reads: equal parts of its batch, or of this process's part of it.
-
-        With a context_loss_weight as many parts of prompts follow.
-        """
-        at = self.settings.at(step)
-        stage = at.stage
-        rank, ranks = self.processes.rank, self.processes.ranks
-        rows_per_pass = stage.grad_accum_steps * (stage.timesteps_per_sample if stage.replays else 1)
-        rows = rank_slice(self._rows(at), rank=rank, ranks=ranks, rows_per_pass=rows_per_pass)
-        size = len(rows) // stage.grad_accum_steps
-        prompts = rank_slice(self._prompt_rows(at), rank=rank, ranks=ranks, rows_per_pass=stage.grad_accum_steps)
-        of_prompts = [BatchSpec(replays=False, rows=part) for part in _parts(prompts, stage.grad_accum_steps)]
-        return [
-            BatchSpec(
-                replays=stage.replays,
-                rows=rows[first : first + size],
-                timesteps_per_sample=stage.timesteps_per_sample if stage.replays else 1,
-                embeddings=stage.replays and stage.needs_embeddings,
-            )
-            for first in range(0, len(rows), size)
-        ] + of_prompts
-
-    def _prompt_rows(self, at: StepOfStage) -> Rows:
-        """The prompts that a step compares beside its trajectories, all processes together; mostly none."""
-        order = self._prompt_orders[at.number]
-        return [] if order is None else order.batch(at.position)
-
-    def _rows(self, at: StepOfStage) -> Rows:
-        """The batch of an optimizer step, all processes together."""
-        return self.orders[at.number].batch(at.position)
+    def _batches(self, steps: range) -> AbstractContextManager[_Batches]:
+        return self.dataset.prefetch(request for step in steps for request in self.plan.requests(step))
 
     def embed(self, student: torch.nn.Module, token_ids_BT: torch.Tensor) -> torch.Tensor:
         """encoder_hidden_states_BTD of the student, in the run's arithmetic."""
@@ -202,21 +167,11 @@ class Trainer:
     @torch.no_grad()
     def embeddings(self, prompts: Sequence[Key]) -> torch.Tensor:
         """encoder_hidden_states_BTD of prompts by the student that is validated; called by all processes."""
-        return self.embed(self.eval_student.eval(), self.dataset.token_ids(prompts))
-
-    @property
-    def eval_student(self) -> Student:
-        """The student that is validated and exported: the average where there is one."""
-        return self.student if self.average is None else self.average.student
-
-    @property
-    def plain_student(self) -> Student:
-        """A student whose class and configuration are those of an undivided one; in the first process."""
-        return self.student if self._full_student is None else self._full_student
+        return self.embed(self.train_state.eval_student.eval(), self.dataset.token_ids(prompts))
 
     def validate(self, done: int) -> float:
         """Loss on held-out trajectories, at steps spread evenly: see validation_loss."""
-        student = self.eval_student.eval()
+        student = self.train_state.eval_student.eval()
         errors = validation_loss(
             self.objective,
             self.held_out,
@@ -245,10 +200,7 @@ class Trainer:
 
     def resume(self, progress: Progress) -> None:
         """Take up the newest checkpoint that is whole, if there is one."""
-        averaged = self.average.student if self.average is not None else None
-        found = load_checkpoint(
-            self.run, self.student, self.optimizer, progress.say, averaged=averaged, processes=self.processes
-        )
+        found = load_checkpoint(self.run, self.train_state, progress.say)
         folder, state = found or (None, {"step": 0, "best": None})
         self.best = state["best"]
         if self.processes.is_main_process and folder is not None:
@@ -269,30 +221,23 @@ class Trainer:
         )
         return f"{stage.loss} loss {loss:.4g}{beside}"
 
-    def _optimizer_step(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> float:
+    def _optimizer_step(self, at: StepOfStage, batches: _Batches) -> float:
         started = time.monotonic()
         self.clock.begin()
         if at.number and not at.position:
             # The moments of a warm-up are of another loss: with them the first vision steps are far too long.
-            self.optimizer = make_optimizer(self.student, self.settings)
-        rate = set_learning_rate(self.optimizer, at)
+            self.train_state.reset_optimizer()
+        optimizer = self.train_state.optimizer
+        rate = set_learning_rate(optimizer, at)
         self.student.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         self.clock.mark("optimizer")
         losses, norm = self._update(at, batches)
-        self._check_finite(at, losses)
-        parts, beside = at.stage.grad_accum_steps, {}
-        if at.stage.context_loss_weight:
-            # Of each process, the losses of its trajectories come before those of its prompts.
-            of_prompts = [loss for number, loss in enumerate(losses) if number // parts % 2]
-            losses = [loss for number, loss in enumerate(losses) if not number // parts % 2]
-            beside = {"weighted_context_loss": sum(of_prompts) / len(of_prompts)}
-        value = sum(losses) / len(losses)
-        if not math.isfinite(norm):
-            self._stop(at, "norm of the gradient", norm, self._rows(at))
+        self._check_finite(at, losses, norm)
+        loss, beside = _means(at.stage, losses)
         self._log(
             step=at.step,
-            loss=value,
+            loss=loss,
             kind=at.stage.loss,
             stage=at.stage.name,
             learning_rate=rate,
@@ -302,39 +247,36 @@ class Trainer:
         )
         self.clock.mark("optimizer")
         self.clock.end(at.stage.name)
-        return value
+        return loss
 
-    def _update(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> tuple[list[float], float]:
+    def _update(self, at: StepOfStage, batches: _Batches) -> tuple[list[float], float]:
         """Move the student: losses of all parts of all processes, and the norm of the gradient before clipping.
 
         They may be infinite or NaN, and the student is then spoilt: stop the run.
         """
         with self.objective.conditions_checked_at_the_end():
-            parts = at.stage.grad_accum_steps * (2 if at.stage.context_loss_weight else 1)
-            losses = [self._gradients(at, part, self._next(batches)) for part in range(parts)]
-            norm = full_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update(self.student, at.step)
+            losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.parts_per_process)]
+            norm = self.train_state.update(at.step)
             # The one place of a step where the device is waited for, when all of its kernels are queued.
             *values, whole = torch.stack([*losses, norm]).tolist()
         return self._pauses.gathered(values), whole
 
-    def _next(self, batches: Iterator[Batch | EmbeddingBatch]) -> Batch | EmbeddingBatch:
+    def _next(self, batches: _Batches) -> Batch | EmbeddingBatch:
         batch = next(batches)
         self.clock.mark("data_wait")
         return batch
 
-    def _gradients(self, at: StepOfStage, part: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+    def _gradients(self, at: StepOfStage, number: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+        """Add the gradients of a part of the step; number: its place among those of this process."""
         parts, rows = at.stage.grad_accum_steps, len(batch.token_ids_BT)
-        of_prompts, part = divmod(part, parts)
+        of_prompts, part = divmod(number, parts)
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, at.step, *[1] * of_prompts))
         first = (self.processes.rank * parts + part) * rows
-        last = part == parts - 1 and bool(of_prompts) == bool(at.stage.context_loss_weight)
-        with self.processes.part(self._parallel_student, last=last):
+        student = self.train_state.parallel_student
+        with self.processes.part(student, last=number == at.stage.parts_per_process - 1):
             with BatchInvariantDropout(first=first, rows=self.processes.ranks * parts * rows):
-                student_BTD = self.embed(self._parallel_student, batch.token_ids_BT)
+                student_BTD = self.embed(student, batch.token_ids_BT)
             self.clock.mark("student_forward")
             loss = self.objective.training_loss(at.stage, student_BTD, batch)
             self.clock.mark("backbone_forward" if isinstance(batch, Batch) else "loss")
@@ -342,26 +284,22 @@ class Trainer:
             self.clock.mark("backward")
         return loss.detach()
 
-    def _check_finite(self, at: StepOfStage, losses: Sequence[float]) -> None:
+    def _check_finite(self, at: StepOfStage, losses: Sequence[float], norm: float) -> None:
         # Of all parts in all processes: they stop together.
         for number, loss in enumerate(losses):
             if not math.isfinite(loss):
-                rank, part = divmod(number, len(losses) // self.processes.ranks)
-                of_prompts, part = divmod(part, at.stage.grad_accum_steps)
-                rows = self._prompt_rows(at) if of_prompts else self._rows(at)
-                in_order = rank * at.stage.grad_accum_steps + part
-                parts = _parts(rows, self.processes.ranks * at.stage.grad_accum_steps)
-                self._stop(at, "loss", loss, parts[in_order])
+                self._stop(at, "loss", loss, self.plan.rows_of_part(at, number))
+        if not math.isfinite(norm):
+            self._stop(at, "norm of the gradient", norm, self.plan.rows(at))
 
     def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows) -> NoReturn:
-        kind = at.stage.loss
         records = [self.dataset.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
         self._log(step=at.step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFiniteError(
-            f"{kind} {what} is {value} at step {at.step}, in the batch of {', '.join(records[:_NAMED])}{more}: "
-            f"stopped, "
-            f"the last checkpoint is intact; lower --learning-rate and run it again with a new run folder"
+            f"{at.stage.loss} {what} is {value} at step {at.step}, "
+            f"in the batch of {', '.join(records[:_NAMED])}{more}: "
+            f"stopped, the last checkpoint is intact; lower --learning-rate and run it again with a new run folder"
         )
 
     def _checkpoint(self, done: int, progress: Progress, *, validate: bool) -> None:
@@ -370,18 +308,8 @@ class Trainer:
         is_best = loss is not None and (self.best is None or loss < self.best)
         # The same measure in all stages: what is loaded does not change.
         self.best = loss if is_best else self.best
-        folder = save_checkpoint(
-            self.run,
-            done,
-            self.student,
-            self.optimizer,
-            self._tokenizer,
-            {"best": self.best, "is_best": is_best},
-            progress.say,
-            averaged=self.average.student if self.average is not None else None,
-            processes=self.processes,
-            full_student=self._full_student,
-        )
+        state = {"best": self.best, "is_best": is_best}
+        folder = save_checkpoint(self.run, done, self.train_state, self._tokenizer, state, progress.say)
         if not self.processes.is_main_process:
             return
         if loss is not None and self.best is not None:
@@ -396,7 +324,12 @@ class Trainer:
             observer.on_checkpoint(self.run, done)
 
 
-def _parts(rows: Rows, count: int) -> list[Rows]:
-    """Rows in `count` equal parts; none of no rows."""
-    size = len(rows) // count
-    return [rows[first : first + size] for first in range(0, len(rows), size or 1)]
+def _means(stage: Stage, losses: Sequence[float]) -> tuple[float, dict[str, float]]:
+    """The mean loss of a step, and what is logged beside it: that of its prompts, with a context_loss_weight."""
+    if not stage.context_loss_weight:
+        return sum(losses) / len(losses), {}
+    # Of each process, the losses of its trajectories come before those of its prompts.
+    of_prompts = [loss for number, loss in enumerate(losses) if number // stage.grad_accum_steps % 2]
+    of_trajectories = [loss for number, loss in enumerate(losses) if not number // stage.grad_accum_steps % 2]
+    weighted_context_loss = sum(of_prompts) / len(of_prompts)
+    return sum(of_trajectories) / len(of_trajectories), {"weighted_context_loss": weighted_context_loss}

@@ -2,10 +2,12 @@
 
 import copy
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from secondcast.models.student.student import Student
+from secondcast.trainer.distributed.sharding import held_as
 from secondcast.trainer.settings import StepOfStage, TrainSettings
 from secondcast.trainer.stage import Stage
 
@@ -50,6 +52,24 @@ def learning_rate(stage: Stage, position: int) -> float:
     if stage.lr_schedule == "linear":
         return stage.learning_rate * rise * (1 - position / stage.length)
     return stage.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * position / stage.length))
+
+
+def optimizer_tensors(student: Student, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state of an optimizer, by key and name of the parameter."""
+    for name, parameter in student.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{key}/{name}", value
+
+
+def restore_optimizer(student: Student, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back the state of a checkpoint; tensors: by key and name of the parameter."""
+    parameters = dict(student.named_parameters())
+    for entry, value in tensors.items():
+        key, name = entry.split("/", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step count on the host, but for its fused kernel.
+        counted = value.to(parameter.device) if optimizer.defaults["fused"] else value
+        optimizer.state[parameter][key] = counted if key == "step" else held_as(value, parameter)
 
 
 class EMA:

@@ -177,6 +177,11 @@ class Stage(StageOptions):
         """Whether the loss compares with the teacher's embeddings."""
         return not self.predicts or self.embedding_loss_weight > 0
 
+    @property
+    def parts_per_process(self) -> int:
+        """Number of forward passes of the student in an optimizer step: for its batch, and for prompts beside it."""
+        return self.grad_accum_steps * (2 if self.context_loss_weight else 1)
+
     def trains_on(self, name: str, *, is_text: bool) -> bool:
         """Whether the rows of a batch of the loss may come from a cache; replay needs trajectories."""
         return (self.caches is None or name in self.caches) and not (self.replays and is_text)

@@ -3,30 +3,25 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from secondcast.models.device import deterministic_algorithms
-from secondcast.models.student.negative import keep_negative
-from secondcast.models.student.student import Student, new_student
 from secondcast.models.teacher.context_projection import ContextProjection
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.progress import Progress, Silent, counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.budget import with_steps
 from secondcast.trainer.cost.summary import summarized
-from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.loop import Observer, Trainer
 from secondcast.trainer.losses.vision import LossFunction, function_name
-from secondcast.trainer.preparing.checks import attention_notes, check_caches, check_loss_fn
-from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
+from secondcast.trainer.preparing.checks import check_caches, check_loss_fn
+from secondcast.trainer.preparing.loaded_run import load_run
 from secondcast.trainer.preparing.replay_check import check_replay
-from secondcast.trainer.preparing.run_report import report_run
-from secondcast.trainer.preparing.stream_variances import stream_variances
-from secondcast.trainer.run.beginning import find_begun, opened_run, run_config
+from secondcast.trainer.preparing.run_report import report_kernels, report_run
+from secondcast.trainer.run.beginning import opened_run
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.settings import TrainSettings
@@ -66,61 +61,31 @@ def train(
     # last, so that a source with trajectories has its number among the backbones too.
     caches = dict(sorted(caches.items(), key=lambda item: (item[1].manifest.is_text, item[0])))
     check_caches(settings, caches, processes.ranks)
-    recorded = next(iter(caches.values())).manifest.teacher
-    student = new_student(
-        student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed,
-        projection_rank=settings.projection_rank,
+    loaded = load_run(
+        run, settings, caches, teacher, device, progress, student_source=student_source, loss_fn=loss_fn,
+        processes=processes,
     )  # fmt: skip
-    tokens = load_own_tokens(settings, student_source, student)
-    keep_negative(student, caches.values(), tokens)
-    config = run_config(settings, caches, teacher)
-    begun = find_begun(run, config, processes)
-    training_caches = TrainingCache.of_run(caches, begun or config, run)
-    with deterministic_algorithms(settings.deterministic):
-        objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
-        variances = stream_variances(objective, training_caches, begun, device, processes, progress)
-    objective = replace(objective, stream_variances={one.blocks: one for one in variances}, loss_fn=loss_fn)
-    config = config.model_copy(update={"stream_variances": variances})
-    for line in attention_notes(settings, training_caches) if objective.backbones else ():
-        progress.say(line)
-    if settings.deterministic and objective.backbones:
-        with deterministic_algorithms():
-            progress.say(f"deterministic kernels; that of attention is {objective.backbones[0].attention_kernel}")
+    report_kernels(loaded.objective, loaded.training_caches, progress)
 
-    def trainer_of(folder: Path, settings: TrainSettings, student: Student, metrics: Metrics | None = None) -> Trainer:
-        return Trainer(
-            folder,
-            settings,
-            training_caches,
-            replace(objective, settings=settings),
-            student,
-            device,
-            autocast=uses_autocast(settings, training_caches[0].cache.manifest, device),
-            tokens=tokens,
-            processes=processes,
-            metrics=metrics,
-            observers=observers,
-        )
-
-    def budgeted() -> TrainSettings:
-        # The steps that are timed move a copy of the student.
-        return with_steps(
-            settings, lambda folder, probe: trainer_of(folder, probe, copy.deepcopy(student)), processes, progress
-        )
+    def probe(folder: Path, settings: TrainSettings) -> Trainer:
+        # Its steps move a copy of the student.
+        return loaded.trainer(folder, settings, copy.deepcopy(loaded.student))
 
     with (
         deterministic_algorithms(settings.deterministic),
-        opened_run(run, config, begun, processes, budgeted) as final,
+        opened_run(
+            run, loaded.config, loaded.begun, processes, lambda: with_steps(settings, probe, processes, progress)
+        ) as final,
         metrics or nullcontext(),
     ):
-        trainer = trainer_of(run, final, student, metrics)
+        trainer = loaded.trainer(run, final, loaded.student, metrics=metrics, observers=observers)
         trainer.resume(progress)
-        report_run(trainer, training_caches, progress)
+        report_run(trainer, loaded.training_caches, progress)
         if trainer.done == final.total_steps:
             progress.say(f"{counted(trainer.done, 'step')} are already done: nothing is left to do")
         else:
-            check_replay(trainer, training_caches, progress, ignore_replay_error=ignore_replay_error)
-        with summarized(trainer, training_caches, metrics, progress):
+            check_replay(trainer, loaded.training_caches, progress, ignore_replay_error=ignore_replay_error)
+        with summarized(trainer, loaded.training_caches, metrics, progress):
             best = trainer.train(progress)
         if best is not None:
             progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")

@@ -41,6 +41,6 @@ def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor
     trainer.student.train().zero_grad()
     at = trainer.settings.at(step)
     parts = at.stage.grad_accum_steps
-    with trainer.dataset.prefetch(trainer.requests(step)) as batches:
+    with trainer.dataset.prefetch(trainer.plan.requests(step)) as batches:
         loss = sum(float(trainer._gradients(at, part, next(batches))) for part in range(parts)) / parts
     return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}

@@ -39,8 +39,8 @@ def nearly_the_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
 def test_a_batch_in_parts_is_the_large_batch_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config, flags):
     whole = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, **flags)
     parts = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, grad_accum_steps=4, **flags)
-    assert [len(request.rows) for request in parts.requests(3)] == [2] * 4
-    assert [row for request in parts.requests(3) for row in request.rows] == list(whole.requests(3)[0].rows)
+    assert [len(request.rows) for request in parts.plan.requests(3)] == [2] * 4
+    assert [row for request in parts.plan.requests(3) for row in request.rows] == list(whole.plan.requests(3)[0].rows)
     (loss, gradients), (loss_of_parts, of_parts) = gradient(whole, 3), gradient(parts, 3)
     assert loss_of_parts == pytest.approx(loss, rel=1e-5)
     assert nearly_the_same(gradients, of_parts)
@@ -49,11 +49,11 @@ def test_a_batch_in_parts_is_the_large_batch_to_rounding(tmp_path, exact_cache, 
 
 def test_a_shared_forward_is_the_unshared_one_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, timesteps_per_sample=4)
-    (request,) = trainer.requests(0)
+    (request,) = trainer.plan.requests(0)
     seen: list[int] = []
     trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     loss, shared = gradient(trainer, 0)
-    trainer.requests = lambda step: [BatchSpec(replays=True, rows=request.rows)]
+    trainer.plan.requests = lambda step: [BatchSpec(replays=True, rows=request.rows)]
     alone_loss, alone = gradient(trainer, 0)
     assert seen == [2, 8]
     assert alone_loss == pytest.approx(loss, rel=1e-5) and nearly_the_same(shared, alone)
@@ -61,8 +61,8 @@ def test_a_shared_forward_is_the_unshared_one_to_rounding(tmp_path, exact_cache,
 
 def test_the_warm_up_shares_nothing_its_batch_is_of_as_many_prompts(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, timesteps_per_sample=4, pretrain_steps=1)
-    assert len({position for position, _ in trainer.requests(0)[0].rows}) == 8
-    assert len({position for position, _ in trainer.requests(1)[0].rows}) == 2
+    assert len({position for position, _ in trainer.plan.requests(0)[0].rows}) == 8
+    assert len({position for position, _ in trainer.plan.requests(1)[0].rows}) == 2
 
 
 @pytest.mark.thorough
@@ -94,7 +94,7 @@ def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_c
         for value in trainer.student.parameters():
             value.mul_(2)
     assert trainer.validate(0) == before
-    trainer.average.update(trainer.student, 0)
+    trainer.train_state.average.update(trainer.student, 0)
     assert trainer.validate(0) != before
 
 

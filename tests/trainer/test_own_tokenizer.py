@@ -31,9 +31,9 @@ def losses(run: Path) -> list[float]:
 
 def test_its_batches_hold_its_own_tokens_of_the_prompts_of_the_rows(tmp_path, cache_folder, dev_teacher, roberta):
     trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, roberta, timesteps_per_sample=2)
-    with trainer.dataset.prefetch(trainer.requests(0)) as batches:
+    with trainer.dataset.prefetch(trainer.plan.requests(0)) as batches:
         batch = next(batches)
-    (request,) = trainer.requests(0)
+    (request,) = trainer.plan.requests(0)
     cache, tokens = Cache.open(cache_folder), read_tokens(str(roberta), text_length=10)
     prompts = [trainer.dataset.prompt_of(position)[1] for position, _ in request.rows[::2]]
     assert batch.token_ids_BT.tolist() == [tokens.ids(cache.prompts[prompt].text).tolist() for prompt in prompts]

@@ -170,7 +170,7 @@ def _stage_facts(stage: Stage, times: StageTimes, work: Work | None) -> dict[str
 def _works(
     trainer: Trainer, training_caches: Sequence[TrainingCache], times: Mapping[str, StageTimes]
 ) -> dict[str, Work]:
-    student = trainer.plain_student
+    student = trainer.train_state.plain_student
     of_student = student_forward_flops(student)
     counts = [len(source.indices) for source in trainer.dataset.sources]
     caches = {

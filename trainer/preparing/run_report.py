@@ -2,12 +2,25 @@
 
 from collections.abc import Sequence
 
+from secondcast.models.device import deterministic_algorithms
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
-from secondcast.trainer.preparing.checks import how_replayed
+from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.preparing.checks import attention_notes, how_replayed
 from secondcast.trainer.training_set import row_name
+
+
+def report_kernels(objective: Objective, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
+    """Print how the transformer is replayed, where it differs from the recording or is deterministic."""
+    if not objective.backbones:
+        return
+    for line in attention_notes(objective.settings, training_caches):
+        progress.say(line)
+    if objective.settings.deterministic:
+        with deterministic_algorithms():
+            progress.say(f"deterministic kernels; that of attention is {objective.backbones[0].attention_kernel}")
 
 
 def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
@@ -23,7 +36,7 @@ def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progr
         f"{_rows_text(trainer)}{several} to train on, {len(trainer.held_out)} held out"
         f"{replayed}"
     )
-    if remark := text_length_remark(trainer.plain_student, training_caches[0].cache.manifest.teacher):
+    if remark := text_length_remark(trainer.train_state.plain_student, training_caches[0].cache.manifest.teacher):
         progress.say(remark)
 
 

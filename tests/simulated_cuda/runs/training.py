@@ -68,5 +68,5 @@ def _backbone(row: TrainingRow, options: MemoryOptions, manifest: Manifest, sess
 def _make_moments(trainer: Trainer) -> None:
     for parameter in trainer.student.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
+    trainer.train_state.optimizer.step()
+    trainer.train_state.optimizer.zero_grad()

@@ -45,7 +45,7 @@ def cache_of(trainer: Trainer, position: int) -> int:
 
 
 def rows_of(trainer: Trainer, step: int) -> list[tuple[int, int]]:
-    return [row for request in trainer.requests(step) for row in request.rows]
+    return [row for request in trainer.plan.requests(step) for row in request.rows]
 
 
 @pytest.mark.thorough

@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_both_losses(tmp_path, text_folder, cache_folder
     run_stages(tmp_path / "r", caches, dev_teacher, t5_config, stage, dropout=0.0)
     (trainer,) = made
     at, student = trainer.settings.at(0), trainer.student.train()
-    with trainer.dataset.prefetch(trainer.requests(0)) as batches:
+    with trainer.dataset.prefetch(trainer.plan.requests(0)) as batches:
         rows, prompts = list(batches)
     student.zero_grad()
     for part, batch in enumerate((rows, prompts)):

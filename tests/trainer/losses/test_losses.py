@@ -86,7 +86,7 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
     trainer = make_trainer(
         tmp_path, cache_folder, dev_teacher, t5_config, embedding_loss_weight=0.5, timesteps_per_sample=2
     )
-    (request,) = trainer.requests(0)
+    (request,) = trainer.plan.requests(0)
     with trainer.dataset.prefetch([request]) as batches, torch.no_grad():
         batch = next(batches)
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)

@@ -57,7 +57,7 @@ def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(
     trainer = make_trainer(tmp_path / "r", clip_cache, dev_teacher, t5_config, modulation="cpu", **FLAGS)
     plain = make_trainer(tmp_path / "p", clip_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
     host = trainer.objective.host_modulation
-    requests = [request for step in range(4) for request in trainer.requests(step)]
+    requests = [request for step in range(4) for request in trainer.plan.requests(step)]
     with trainer.dataset.prefetch(requests) as batches:
         found = list(batches)
     for request, batch in zip(requests, found, strict=True):

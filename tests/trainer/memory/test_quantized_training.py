@@ -156,7 +156,7 @@ def test_nf4_trains_the_same_student_with_and_without_checkpointing(tmp_path, re
 
 def test_nothing_of_the_backbone_gets_a_gradient(tmp_path, recorded, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, recorded["none"], dev_teacher, t5_config, quantize="nf4", batch_size=ROWS)
-    with trainer.dataset.prefetch(trainer.requests(0)) as batches:
+    with trainer.dataset.prefetch(trainer.plan.requests(0)) as batches:
         trainer._gradients(trainer.settings.at(0), 0, next(batches))
     assert any(parameter.grad is not None for parameter in trainer.student.parameters())
     parameters = list(trainer.objective.backbones[0].transformer.parameters())

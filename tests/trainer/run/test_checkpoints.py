@@ -13,7 +13,8 @@ import torch
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import RunError
 from secondcast.trainer.loop import Observer, Trainer
-from secondcast.trainer.run.checkpoints import delete_old_checkpoints, load_checkpoint, validation_text
+from secondcast.trainer.run.checkpoints.best import delete_old_checkpoints, validation_text
+from secondcast.trainer.run.checkpoints.loading import load_checkpoint
 from tests.commands.limits import no_file_above, outside_of_private_folders, unprivileged
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -135,7 +136,7 @@ def test_files_that_may_not_be_read_are_no_damage(tmp_path, cache_folder, dev_te
         (run / "config.json").chmod(0o644)
         before = contents(run) if os.geteuid() == 0 else None
         with unprivileged(), pytest.raises(RunError) as caught:
-            load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
+            load_checkpoint(run, trainer.train_state, pytest.fail)
         where = run / "checkpoint-00000004" / (file or "state.json")
         assert str(caught.value) == (
             f"{where} cannot be read (Permission denied): the checkpoint is not damaged, nothing is changed; make its "
@@ -160,7 +161,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, cache_folder, dev_teacher, t5_
     monkeypatch.setattr(Path, "open", fails)
     said = rf"^{file} cannot be read \(Input/output error\): the disk fails, nothing is changed"
     with pytest.raises(RunError, match=said):
-        load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
+        load_checkpoint(run, trainer.train_state, pytest.fail)
 
 
 @pytest.mark.thorough

@@ -12,13 +12,17 @@ from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.trainer.optimizer import EMA, make_optimizer
-from secondcast.trainer.run.checkpoints import _checksum, load_checkpoint, restore_optimizer, save_checkpoint
+from secondcast.trainer.optimizer import restore_optimizer
+from secondcast.trainer.run.checkpoints.loading import load_checkpoint
+from secondcast.trainer.run.checkpoints.reading import checksums
+from secondcast.trainer.run.checkpoints.saving import save_checkpoint
+from secondcast.trainer.run.train_state import TrainState
 from secondcast.trainer.settings import TrainFlags
 from tests.models.student.encoders import make_encoder_folder
 from tests.models.weights.damaged_weights import rewrite
 
-SETTINGS = TrainFlags.from_flags(student="x", steps=4, learning_rate=1e-2).settings()
+SETTINGS = TrainFlags.from_flags(student="x", steps=4, learning_rate=1e-2, ema_decay=0.9).settings()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["bert", "bart", "mt5"])
@@ -30,41 +34,39 @@ def begin(source, dev_teacher, *, fused=None):
     opened = find_teacher(str(dev_teacher), ())
     identity = opened.identity(text_length=opened.text_length, hashed=False)
     student = new_student(str(source), identity, init="auto", dropout=0.2, seed=0)
-    optimizer = make_optimizer(student, SETTINGS)
+    train_state = TrainState(student, SETTINGS, CPU)
     if fused:
-        groups = [{key: group[key] for key in ("params", "weight_decay", "factor")} for group in optimizer.param_groups]
-        optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
-    return student, optimizer, EMA(student, 0.9)
+        groups = train_state.optimizer.param_groups
+        groups = [{key: group[key] for key in ("params", "weight_decay", "factor")} for group in groups]
+        train_state.optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
+    return train_state
 
 
-def step(number, student, optimizer, average, ids_BT):
+def step(number, train_state, ids_BT):
     torch.manual_seed(number)
-    student.train()
-    optimizer.zero_grad()
-    student(ids_BT)[0].square().mean().backward()
-    optimizer.step()
-    average.update(student, number)
+    train_state.student.train()
+    train_state.optimizer.zero_grad()
+    train_state.student(ids_BT)[0].square().mean().backward()
+    train_state.update(number)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("fused", [None, True])
 def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher, tmp_path, fused):
-    student, optimizer, average = begin(source, dev_teacher, fused=fused)
-    tokens = own_tokens(source, student)
+    unbroken = begin(source, dev_teacher, fused=fused)
+    tokens = own_tokens(source, unbroken.student)
     ids_BT = tokens.batch(["a red dog", "two cats"])
     for number in (0, 1):
-        step(number, student, optimizer, average, ids_BT)
-    state = {"best": None}
-    save_checkpoint(tmp_path, 2, student, optimizer, tokens.files, state, pytest.fail, averaged=average.student)
+        step(number, unbroken, ids_BT)
+    save_checkpoint(tmp_path, 2, unbroken, tokens.files, {"best": None}, pytest.fail)
     for number in (2, 3):
-        step(number, student, optimizer, average, ids_BT)
-    again, its_optimizer, its_average = begin(source, dev_teacher, fused=fused)
-    heard: list[str] = []
-    _, state = load_checkpoint(tmp_path, again, its_optimizer, heard.append, averaged=its_average.student)
-    assert state["step"] == 2 and not heard
+        step(number, unbroken, ids_BT)
+    resumed = begin(source, dev_teacher, fused=fused)
+    _, state = load_checkpoint(tmp_path, resumed, pytest.fail)
+    assert state["step"] == 2
     for number in (2, 3):
-        step(number, again, its_optimizer, its_average, ids_BT)
-    for ours, expected in ((again, student), (its_average.student, average.student)):
+        step(number, resumed, ids_BT)
+    for ours, expected in ((resumed.student, unbroken.student), (resumed.eval_student, unbroken.eval_student)):
         pairs = zip(ours.state_dict().items(), expected.state_dict().values(), strict=True)
         assert [name for (name, value), wanted in pairs if not torch.equal(value, wanted)] == []
     saved = student_folder(tmp_path)
@@ -72,13 +74,14 @@ def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher
 
 
 def test_every_parameter_is_trained_and_only_the_encoder_decays(source, dev_teacher):
-    student, optimizer, average = begin(source, dev_teacher)
+    train_state = begin(source, dev_teacher)
+    student = train_state.student
     before = {name: value.clone() for name, value in student.named_parameters()}
-    step(0, student, optimizer, average, own_tokens(source, student).batch(["a red dog", "two cats"]))
+    step(0, train_state, own_tokens(source, student).batch(["a red dog", "two cats"]))
     still = {name for name, value in student.named_parameters() if torch.equal(value, before[name])}
     # Rounding aside, a key's bias moves no attention: softmax takes away what is added to a whole row.
     assert {name for name in still if not name.endswith("bias")} == set()
-    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in train_state.optimizer.param_groups for p in group["params"]}
     assert {name.split(".")[0]: decays[id(p)] for name, p in student.named_parameters()} == {
         "encoder": 1e-3,
         "final_projection": 0.0,
@@ -92,13 +95,13 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(bert, dev_teacher, tmp_path_factory):
-    """A run with one checkpoint and an average, and a student, optimizer and average to restore."""
-    student, optimizer, average = begin(bert, dev_teacher)
-    tokens = own_tokens(bert, student)
-    step(0, student, optimizer, average, tokens.batch(["a red dog", "two cats"]))
+    """A run with one checkpoint and an average, and what to restore it into."""
+    train_state = begin(bert, dev_teacher)
+    tokens = own_tokens(bert, train_state.student)
+    step(0, train_state, tokens.batch(["a red dog", "two cats"]))
     run = tmp_path_factory.mktemp("saved") / "run"
-    save_checkpoint(run, 1, student, optimizer, tokens.files, {}, pytest.fail, averaged=average.student)
-    return run, student, optimizer, average.student
+    save_checkpoint(run, 1, train_state, tokens.files, {}, pytest.fail)
+    return run, train_state
 
 
 @pytest.fixture
@@ -107,16 +110,17 @@ def saved(made, tmp_path):
 
 
 def refusal(run, made):
-    _, student, optimizer, averaged = made
+    _, train_state = made
     with pytest.raises(RunError) as caught:
-        load_checkpoint(run, student, optimizer, [].append, averaged=averaged)
+        load_checkpoint(run, train_state, [].append)
     return str(caught.value)
 
 
 def whole_again(checkpoint):
     """Write the checksums of a checkpoint whose files were changed."""
     state = json.loads((checkpoint / "state.json").read_bytes())
-    write_state(checkpoint, state | {"files": {name: _checksum(checkpoint / name) for name in state["files"]}})
+    found = checksums(checkpoint)
+    write_state(checkpoint, state | {"files": {name: found[name] for name in state["files"]}})
 
 
 def write_state(checkpoint, state):
@@ -158,9 +162,8 @@ def test_a_checkpoint_of_another_student_is_refused_and_not_lost(bert, dev_teach
     (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     for file in other.glob("*.safetensors"):
         file.unlink()
-    student, optimizer, average = begin(other, dev_teacher)
     with pytest.raises(RunError) as caught:
-        load_checkpoint(saved.parent, student, optimizer, [].append, averaged=average.student)
+        load_checkpoint(saved.parent, begin(other, dev_teacher), [].append)
     assert str(caught.value).startswith(f"{saved} cannot be loaded: ") and (
         "tensors of the student to be trained are missing (encoder." in str(caught.value)
         and "config.json has 2 blocks in encoder." in str(caught.value)
@@ -170,12 +173,12 @@ def test_a_checkpoint_of_another_student_is_refused_and_not_lost(bert, dev_teach
 
 
 def test_a_fused_optimizer_counts_its_steps_where_the_weights_are(source, dev_teacher):
-    student, optimizer, _ = begin(source, dev_teacher, fused=True)
-    elsewhere = student.to("meta")
+    made = begin(source, dev_teacher, fused=True)
+    elsewhere = made.student.to("meta")
     tensors = {f"step/{name}": torch.tensor(3.0) for name, _ in elsewhere.named_parameters()}
-    restore_optimizer(elsewhere, optimizer, tensors)
-    places = {state["step"].device.type for state in optimizer.state.values()}
+    restore_optimizer(elsewhere, made.optimizer, tensors)
+    places = {state["step"].device.type for state in made.optimizer.state.values()}
     assert places == {"meta"}
-    student, optimizer, _ = begin(source, dev_teacher)
-    restore_optimizer(student.to("meta"), optimizer, tensors)
-    assert {state["step"].device.type for state in optimizer.state.values()} == {"cpu"}
+    made = begin(source, dev_teacher)
+    restore_optimizer(made.student.to("meta"), made.optimizer, tensors)
+    assert {state["step"].device.type for state in made.optimizer.state.values()} == {"cpu"}

@@ -266,7 +266,10 @@ def test_nothing_between_batch_and_gradient_waits_for_the_device(
     tmp_path, cache_folder, dev_teacher, t5_config, options
 ):
     trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, dropout=0.1, **options)
-    with trainer.dataset.prefetch(trainer.requests(0)) as batches, trainer.objective.conditions_checked_at_the_end():
+    with (
+        trainer.dataset.prefetch(trainer.plan.requests(0)) as batches,
+        trainer.objective.conditions_checked_at_the_end(),
+    ):
         batch = next(batches)
         with Reads() as reads:
             trainer._gradients(trainer.settings.at(0), 0, batch)
