@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from secondcast.models.schedule import Schedule
     from secondcast.models.weights.files import CheckpointSource
 
-# Latents per side of an image token.
-_PACKED = 2
 # Flux2KleinPipeline.__call__ of diffusers: text_encoder_out_layers.
 _LAYERS = (9, 18, 27)
 

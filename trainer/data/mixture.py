@@ -17,7 +17,8 @@ from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.manifest import Manifest, Teacher
 from secondcast.trainer.data.replay_dataset import ReplayDataset, Source
 from secondcast.trainer.data.sampler import InterleavedSampler, Part, Sampler, mix
-from secondcast.trainer.settings import RunConfig, TrainSettings
+from secondcast.trainer.run.config import RunConfig
+from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 from secondcast.trainer.training_set import TrainingSet, row_name
 

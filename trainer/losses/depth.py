@@ -19,7 +19,7 @@ from secondcast.storage_schemas.schema.fields import Array
 from secondcast.trainer.data.replay_dataset import Batch, ReplayDataset
 from secondcast.trainer.losses.difference import differences
 from secondcast.trainer.losses.vision import inputs
-from secondcast.trainer.settings import StreamVariances
+from secondcast.trainer.run.config import StreamVariances
 
 # Of each cache: prompts, and records with other latents; every latent is run with every prompt.
 _SAMPLED = 16

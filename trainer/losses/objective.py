@@ -13,7 +13,8 @@ from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.depth import depth_errors
 from secondcast.trainer.losses.embedding import embedding_loss
 from secondcast.trainer.losses.vision import LossFunction, own_loss, row_errors, vision_loss, weights_on
-from secondcast.trainer.settings import StreamVariances, TrainSettings
+from secondcast.trainer.run.config import StreamVariances
+from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 
 

@@ -22,8 +22,9 @@ from secondcast.trainer.losses.vision import LossFunction
 from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
 from secondcast.trainer.preparing.stream_variances import stream_variances
 from secondcast.trainer.run.beginning import find_begun, run_config
+from secondcast.trainer.run.config import RunConfig
 from secondcast.trainer.run.metrics import Metrics
-from secondcast.trainer.settings import RunConfig, TrainSettings
+from secondcast.trainer.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from secondcast.trainer.data.mixture import TrainingCache, split
 from secondcast.trainer.distributed.processes import Distributed
 from secondcast.trainer.losses.depth import measure_variances
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.settings import RunConfig, StreamVariances
+from secondcast.trainer.run.config import RunConfig, StreamVariances
 
 
 def stream_variances(

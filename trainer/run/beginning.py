@@ -10,8 +10,9 @@ from secondcast.models.teacher.hub import split_revision
 from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.distributed.processes import Distributed
+from secondcast.trainer.run.config import RecordedWith, RunConfig, TrainedOn
 from secondcast.trainer.run.folder import create_run, find_run, lock_run, resumed_settings
-from secondcast.trainer.settings import RecordedWith, RunConfig, TrainedOn, TrainSettings
+from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.training_set import TrainingSet
 
 

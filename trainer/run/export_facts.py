@@ -13,9 +13,9 @@ from secondcast.models.families.registry import family_named
 from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.trainer.run.config import RecordedWith, RunConfig
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.run.metrics import read_metrics
-from secondcast.trainer.settings import RecordedWith, RunConfig
 
 FACTS_FILE = "secondcast.json"
 

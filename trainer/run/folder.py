@@ -12,7 +12,8 @@ from secondcast.storage_schemas.errors import RunError, StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.schema.problems import first_problem
-from secondcast.trainer.settings import MAIN, RunConfig, TrainSettings
+from secondcast.trainer.run.config import RunConfig
+from secondcast.trainer.settings import MAIN, TrainSettings
 
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"

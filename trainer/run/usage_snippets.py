@@ -7,7 +7,7 @@ from secondcast.models.families.family import Family
 from secondcast.models.families.flux import FLUX
 from secondcast.models.families.registry import family_named
 from secondcast.models.teacher.pipeline_inputs import GUIDANCE, STEPS
-from secondcast.trainer.settings import RecordedWith
+from secondcast.trainer.run.config import RecordedWith
 
 Form = Literal["diffusers", "distillt5", "comfyui"]
 

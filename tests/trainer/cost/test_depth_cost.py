@@ -19,7 +19,8 @@ from secondcast.trainer.cost.fitting import fit
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.data.replay_dataset import Batch
 from secondcast.trainer.losses.depth import depth_errors
-from secondcast.trainer.settings import StreamVariances, TrainSettings
+from secondcast.trainer.run.config import StreamVariances
+from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 from tests.models.cost.test_cost import outline
 

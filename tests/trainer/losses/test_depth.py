@@ -15,7 +15,8 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.losses.depth import _records, depth_errors, measure_variances
 from secondcast.trainer.losses.validation import validation_rows
 from secondcast.trainer.preparing import stream_variances as preparing
-from secondcast.trainer.settings import StreamVariances, TrainFlags, TrainSettings
+from secondcast.trainer.run.config import StreamVariances
+from secondcast.trainer.settings import TrainFlags, TrainSettings
 from secondcast.trainer.stage import Stage
 from secondcast.trainer.train import train
 from tests.cache_builder.building import build_cache

@@ -9,8 +9,8 @@ import torch
 
 from secondcast.storage_schemas.errors import RunError, SettingsError
 from secondcast.trainer.preparing import loading
+from secondcast.trainer.run.config import RunConfig
 from secondcast.trainer.run.folder import CONFIG_FILE
-from secondcast.trainer.settings import RunConfig
 from tests.cache_builder.building import build_cache
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
 

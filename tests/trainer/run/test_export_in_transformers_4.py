@@ -14,9 +14,9 @@ from secondcast.models.student.student import load_student, new_student, save_st
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.trainer.run.config import RecordedWith
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.export_facts import FACTS_FILE, ExportFacts
-from secondcast.trainer.settings import RecordedWith
 from tests.models.families.random_klein import make_klein, make_qwen_config, vocabulary_of
 from tests.models.student.encoders import FAMILIES, make_encoder_folder
 from tests.project.programs import programs, run_program

@@ -15,10 +15,10 @@ from secondcast.models.student.student import new_student, save_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.trainer.run.config import RecordedWith
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.export_facts import FACTS_FILE, ExportFacts
 from secondcast.trainer.run.usage_snippets import diffusers_text
-from secondcast.trainer.settings import RecordedWith
 from tests.models.student.encoders import make_encoder_folder
 from tests.project.programs import programs, run_program
 
