@@ -111,33 +111,44 @@ def open_text_encoder(
     text_length, quantize: for the teacher only; default: its own length, and its weights as they are.
     Raises StudentError, TeacherError, SettingsError.
     """
-    family = teacher.family
-    width = family.text_width(teacher.config("transformer"))
     if student == TEACHER:
-        # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
-        loaded = cache(lambda: _teachers_encoder(teacher, dtype, device, quantize))
-        length = teacher.checked_text_length(text_length)
-        weights = digest(teacher.weight_hashes("large_text_encoder"))
-        if quantize is not None:
-            check_quantizer(quantize)
-            weights = digest({"weights": weights, "quantize": quantize})
-        return TextEncoder(
-            token_ids=_token_ids(teacher.part("large_tokenizer"), length, family),
-            text_length=length,
-            digest=weights,
-            weights_digest=weights,
-            trained_guidance=None,
-            embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
-            row_bytes=length * width * dtype.itemsize,
-            text_mask=_mask(family, teacher.pad_token_id),
-            free=loaded.cache_clear,
-        )
+        return _of_teacher(teacher, teacher.checked_text_length(text_length), dtype, device, quantize)
     if quantize is not None:
         raise SettingsError(
             f"--quantize-text-encoder is {quantize}, but {student} is a student: export it with --quantize {quantize}, "
             f"and give the export"
         )
-    folder = student_folder(Path(student))
+    return _of_student(student, teacher, text_length, device)
+
+
+def _of_teacher(
+    teacher: TeacherFolder,
+    text_length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: TextQuantization | None,
+) -> TextEncoder:
+    # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
+    loaded = cache(lambda: _teachers_encoder(teacher, dtype, device, quantize))
+    weights = digest(teacher.weight_hashes("large_text_encoder"))
+    if quantize is not None:
+        check_quantizer(quantize)
+        weights = digest({"weights": weights, "quantize": quantize})
+    return TextEncoder(
+        token_ids=_token_ids(teacher.part("large_tokenizer"), text_length, teacher.family),
+        text_length=text_length,
+        digest=weights,
+        weights_digest=weights,
+        trained_guidance=None,
+        embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
+        row_bytes=text_length * _text_width(teacher) * dtype.itemsize,
+        text_mask=_mask(teacher.family, teacher.pad_token_id),
+        free=loaded.cache_clear,
+    )
+
+
+def _of_student(student: str, teacher: TeacherFolder, text_length: int | None, device: torch.device) -> TextEncoder:
+    family, width, folder = teacher.family, _text_width(teacher), student_folder(Path(student))
     network = load_student(folder)
     check_fits(network, width, student, layers=family.text_layers, masked=family.masks_text)
     trained_length = int(network.config.text_length)
@@ -164,6 +175,11 @@ def open_text_encoder(
     )
 
 
+def _text_width(teacher: TeacherFolder) -> int:
+    """D, the width of the embeddings that the transformer reads."""
+    return teacher.family.text_width(teacher.config("transformer"))
+
+
 def _teachers_encoder(
     teacher: TeacherFolder, dtype: torch.dtype, device: torch.device, quantize: TextQuantization | None
 ) -> TeacherTextEncoder:
@@ -188,9 +204,8 @@ def teacher_and_students(
     folder = student_folder(student)
     trained = load_student(folder).to(device)
     tokens = own_tokens(folder, trained)
-    width = teacher.family.text_width(teacher.config("transformer"))
     family = teacher.family
-    check_fits(trained, width, str(student), layers=family.text_layers, masked=family.masks_text)
+    check_fits(trained, _text_width(teacher), str(student), layers=family.text_layers, masked=family.masks_text)
     # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     own, taught = trained.config.text_length, teacher.text_length
     if own > taught or (own < taught and tokens is None):

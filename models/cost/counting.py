@@ -4,10 +4,10 @@ The real classes run on the meta device; no weights are read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -24,7 +24,7 @@ from secondcast.models.cost.shapes import (
     TextEncoderShapes,
     VaeConfig,
 )
-from secondcast.models.families.anatomy import BlockList
+from secondcast.models.families.anatomy import Anatomy, BlockList
 from secondcast.models.families.family import POOLED, TEXT_MASK, Family
 from secondcast.models.families.flux import FLUX
 from secondcast.models.families.registry import family_named
@@ -66,49 +66,18 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
     anatomy = family.anatomy
     depth = tuple(int(config[kind.count_key]) for kind in anatomy.block_lists)
     # Blocks of a kind are equal: small depths give the constant part and one block of each kind exactly.
-    base = (1,) * len(depth)
-    larger = [tuple(1 + (kind == number) for number in range(len(depth))) for kind in range(len(depth))]
-    runs = {at: _Run(family, shapes, at) for at in (base, *larger)}
-
-    def whole(values: Mapping[tuple[int, ...], float]) -> float:
-        more = [values[at] - values[base] for at in larger]
-        return values[base] + sum((count - 1) * one for count, one in zip(depth, more, strict=True))
-
-    forward = {at: count_flops(run.forward) for at, run in runs.items()}
-    attention_flops = {at: flops.attention for at, flops in forward.items()}
-    forward_flops = {at: flops.total for at, flops in forward.items()}
-    backward_flops = {
-        at: count_flops(run.both).total
-        - forward_flops[at]
-        + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops[at]
-        for at, run in runs.items()
-    }
-    moved = {at: moved_bytes(run.forward) for at, run in runs.items()}
-    saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
+    base = _Run(family, shapes, (1,) * len(depth))
+    larger = [
+        _Run(family, shapes, tuple(1 + (kind == number) for number in range(len(depth)))) for kind in range(len(depth))
+    ]
+    least = _Figures.of(base)
+    of_block = [_Figures.of(run).minus(least) for run in larger]
+    whole = least.plus(of_block, [count - 1 for count in depth])
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
     # Where text enters every block, all of them save the same text.
     tokens = shapes.image_tokens if anatomy.cross_attention else shapes.tokens
     checkpoint = tokens * inner * dtype.itemsize
     model = transformer_of(family, config, depth, dtype)
-    kinds = tuple(
-        BlockCost(
-            count=count,
-            parameters=parameter_count(block),
-            modulation_parameters=modulation_parameters(block, anatomy),
-            modulation_width=modulation_width(block, anatomy),
-            forward_flops=forward_flops[at] - forward_flops[base],
-            attention_flops=attention_flops[at] - attention_flops[base],
-            backward_flops=backward_flops[at] - backward_flops[base],
-            moved_bytes=moved[at] - moved[base],
-            saved_bytes=saved[at] - saved[base],
-            recomputed_bytes=runs[at].recomputed_bytes(kind),
-        )
-        # The first of two, because the last one of a transformer may have fewer weights.
-        for kind, count, at, block in (
-            (kind, count, at, getattr(runs[at].model, kind.attribute)[0])
-            for kind, count, at in zip(anatomy.block_lists, depth, larger, strict=True)
-        )
-    )
     return BackboneCost(
         parameters=parameter_count(model),
         modulation_parameters=modulation_parameters(model, anatomy),
@@ -116,16 +85,65 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
         head_parameters=sum(parameter_count(model.get_submodule(name)) for name in anatomy.head),
         modulation_width=modulation_width(model, anatomy),
         largest_linear=max(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)),
-        forward_flops=whole(forward_flops),
-        attention_flops=whole(attention_flops),
-        backward_flops=whole(backward_flops),
-        moved_bytes=whole(moved),
-        forward_peak_bytes=peak_bytes(runs[base].forward, runs[base].parameters),
-        backward_bytes=peak_bytes(runs[base].both, runs[base].parameters, gradients=True) - saved[base],
+        forward_flops=whole.forward_flops,
+        attention_flops=whole.attention_flops,
+        backward_flops=whole.backward_flops,
+        moved_bytes=whole.moved_bytes,
+        forward_peak_bytes=peak_bytes(base.forward, base.parameters),
+        backward_bytes=peak_bytes(base.both, base.parameters, gradients=True) - least.saved_bytes,
         checkpoint_bytes=checkpoint,
-        outer_bytes=runs[base].checkpointed_bytes() - len(depth) * checkpoint,
-        kinds=kinds,
+        outer_bytes=base.checkpointed_bytes() - len(depth) * checkpoint,
+        kinds=tuple(
+            _block_cost(run, kind, count, figures, anatomy)
+            for run, kind, count, figures in zip(larger, anatomy.block_lists, depth, of_block, strict=True)
+        ),
     )
+
+
+def _block_cost(run: "_Run", kind: BlockList, count: int, figures: "_Figures", anatomy: Anatomy) -> BlockCost:
+    # The first of two, because the last one of a transformer may have fewer weights.
+    block = getattr(run.model, kind.attribute)[0]
+    return BlockCost(
+        count=count,
+        parameters=parameter_count(block),
+        modulation_parameters=modulation_parameters(block, anatomy),
+        modulation_width=modulation_width(block, anatomy),
+        **asdict(figures),
+        recomputed_bytes=run.recomputed_bytes(kind),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """What grows with the number of blocks: of a transformer, or of one block."""
+
+    forward_flops: float
+    attention_flops: float
+    backward_flops: float
+    moved_bytes: int
+    saved_bytes: int
+
+    @classmethod
+    def of(cls, run: "_Run") -> Self:
+        forward = count_flops(run.forward)
+        recomputed = (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * forward.attention
+        return cls(
+            forward_flops=forward.total,
+            attention_flops=forward.attention,
+            backward_flops=count_flops(run.both).total - forward.total + recomputed,
+            moved_bytes=moved_bytes(run.forward),
+            saved_bytes=saved_bytes(run.with_gradient, run.parameters),
+        )
+
+    def minus(self, other: Self) -> Self:
+        mine, theirs = asdict(self), asdict(other)
+        return type(self)(**{name: mine[name] - theirs[name] for name in mine})
+
+    def plus(self, others: Sequence[Self], counts: Sequence[int]) -> Self:
+        more = [(count, asdict(other)) for count, other in zip(counts, others, strict=True)]
+        return type(self)(
+            **{name: value + sum(count * other[name] for count, other in more) for name, value in asdict(self).items()}
+        )
 
 
 class _Run:
