@@ -28,8 +28,9 @@ from secondcast.storage_schemas.codecs.step_int8 import StepInt8
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.derivation import derive_latents, euler_step, step_sizes
 from secondcast.storage_schemas.schema.fields import DTYPES, Arrays, fields_of
-from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage, Teacher
+from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Segment, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.schema.recording import Sampling, Storage
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
 STEPS, SIDE, CHANNELS, MU, REPLAY_ERROR = 20, 32, 64, 0.63, 0.1

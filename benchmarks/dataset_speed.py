@@ -19,8 +19,9 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.derivation import derive_latents
 from secondcast.storage_schemas.schema.fields import DTYPES, Arrays, fields_of
 from secondcast.storage_schemas.schema.layout import ShardRange
-from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage, Teacher
+from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Segment, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.schema.recording import Sampling, Storage
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 from secondcast.trainer.data.replay_dataset import BatchSpec, ReplayDataset, Source
 from secondcast.trainer.data.sampler import Part, Sampler

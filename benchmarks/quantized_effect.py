@@ -15,7 +15,8 @@ from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.schedule import DTYPES
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import Quantization
 from secondcast.trainer.data.replay_dataset import Batch, ReplayDataset, Source
 from secondcast.trainer.losses.validation import spread_rows
 from secondcast.trainer.losses.vision import replay

@@ -12,7 +12,7 @@ from secondcast.models.attention import recorded_attention
 from secondcast.models.memory.quantized import quantizer
 from secondcast.models.weights.checked_loading import cast_from
 from secondcast.storage_schemas.schema.commits import Kind
-from secondcast.storage_schemas.schema.manifest import Quantization
+from secondcast.storage_schemas.schema.recording import Quantization
 from secondcast.storage_schemas.writer import CacheWriter
 
 # For records from before the batch size was recorded.

@@ -16,7 +16,7 @@ from secondcast.models.teacher.pipeline_inputs import (
 )
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag, Flags
-from secondcast.storage_schemas.schema.manifest import (
+from secondcast.storage_schemas.schema.recording import (
     CodecName,
     Dtype,
     Format,

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.storage_schemas.schema.layout import ShardRange
-from secondcast.storage_schemas.schema.manifest import Record
 
 Stage = Literal["all", "text", "sample"]
 

@@ -27,8 +27,9 @@ from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.pocket import STUDENTS_FOLDER
 from secondcast.pocket.world import captions
 from secondcast.storage_schemas.schema.fields import fields_of
-from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT, Dtype, Manifest
+from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT, Manifest
 from secondcast.storage_schemas.schema.prompts import Prompt, is_held_out, prompt_id
+from secondcast.storage_schemas.schema.recording import Dtype
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 RANDOM = {

@@ -8,7 +8,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, terminal
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
-from secondcast.storage_schemas.schema.manifest import CodecName, Format, Latents
+from secondcast.storage_schemas.schema.recording import CodecName, Format, Latents
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.maintenance.rewrite import Rewritten

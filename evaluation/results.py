@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.progress import counted
-from secondcast.storage_schemas.schema.manifest import Dtype, Quantization, Record
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.storage_schemas.schema.problems import first_problem
+from secondcast.storage_schemas.schema.recording import Dtype, Quantization
 
 Rows = tuple[tuple[float, ...], ...]
 """[N][K]: a value for each trajectory and step."""

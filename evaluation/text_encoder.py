@@ -22,7 +22,7 @@ from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
-from secondcast.storage_schemas.schema.manifest import Pooled
+from secondcast.storage_schemas.schema.recording import Pooled
 
 PICTURE_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "vae")
 # The files of a tokenizer depend on its kind: every file name that only tokenizers use.

@@ -7,8 +7,7 @@ from secondcast.storage_schemas.maintenance.rewrite import ways_made
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord, Records
-from secondcast.storage_schemas.schema.comparing import differences, differing_fields
-from secondcast.storage_schemas.schema.consequences import consequence
+from secondcast.storage_schemas.schema.comparing import consequence, differences, differing_fields
 from secondcast.storage_schemas.schema.first_difference import differing_leaves
 
 # Lines per field: sigmas, timesteps and segments are lists.

@@ -16,7 +16,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord
 from secondcast.storage_schemas.schema.fields import fields_of, kinds_of
 from secondcast.storage_schemas.schema.journal import is_pending
-from secondcast.storage_schemas.schema.manifest import Sampling
+from secondcast.storage_schemas.schema.recording import Sampling
 
 # Time limit for a slow network disk; the summary reports how many files were checked.
 _FILES_SECONDS = 0.4

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.manifest import Sampling
+from secondcast.storage_schemas.schema.recording import Sampling
 
 _PIXELS_AT_ONCE = 512 * 512
 

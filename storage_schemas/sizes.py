@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from secondcast.storage_schemas.schema.commits import Kind, Records
 from secondcast.storage_schemas.schema.fields import Field, fields_of, kinds_of
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import CodecName, Manifest
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import CodecName
 
 # Measured: stored by raw bytes (docs/benchmarks.md, "Codecs"; synthetic signals of 0.5 to 8 % drift per step and the
 # pocket's predictions; real FLUX predictions: unknown until a pilot). `none` is exact. latents: from runs with int8.

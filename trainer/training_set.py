@@ -15,8 +15,9 @@ from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.first_difference import first_difference
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Record, Segment
+from secondcast.storage_schemas.schema.manifest import Segment
 from secondcast.storage_schemas.schema.prompts import ids_digest
 
 

@@ -7,17 +7,9 @@ import secondcast
 from secondcast.cache_builder.settings import OutlineSettings, ResolvedSettings
 from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.schema.manifest import (
-    NEGATIVE_TEXT,
-    ArrayStorage,
-    Manifest,
-    PromptSet,
-    Sampling,
-    Segment,
-    Storage,
-    TextRecording,
-)
+from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT, Manifest, PromptSet, Segment
 from secondcast.storage_schemas.schema.prompts import Prompt
+from secondcast.storage_schemas.schema.recording import ArrayStorage, Sampling, Storage, TextRecording
 from secondcast.storage_schemas.schema.segments import added_segments
 from secondcast.storage_schemas.writer import prompt_set_fields
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from secondcast.storage_schemas.errors import PromptsError
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.storage_schemas.schema.problems import first_problem
 
 HUB = "hf:"

@@ -9,7 +9,8 @@ from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
 from secondcast.storage_schemas.io.folders import location_of, open_folder
 from secondcast.storage_schemas.reader import prompt_table, read_manifest
-from secondcast.storage_schemas.schema.manifest import Pooled, Record
+from secondcast.storage_schemas.schema.json_files import Record
+from secondcast.storage_schemas.schema.recording import Pooled
 from secondcast.storage_schemas.writer import CacheWriter
 
 

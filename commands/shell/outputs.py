@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

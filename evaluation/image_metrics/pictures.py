@@ -12,7 +12,7 @@ from secondcast.evaluation.image_metrics.metric import Picture
 from secondcast.evaluation.pictures.folder import INDEX_FILE, IndexEntry
 from secondcast.storage_schemas.errors import ImagesError, PromptsError
 from secondcast.storage_schemas.progress import counted
-from secondcast.storage_schemas.schema.manifest import Record, stays_inside
+from secondcast.storage_schemas.schema.json_files import Record, stays_inside
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
 _COLUMNS = ("file", "text", "phrases", "phrases_by", "without_adjectives")

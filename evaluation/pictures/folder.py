@@ -15,7 +15,8 @@ from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchErr
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.flags import Flags
-from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization, Record
+from secondcast.storage_schemas.schema.json_files import Record
+from secondcast.storage_schemas.schema.recording import Dtype, Pooled, Quantization
 
 SETTINGS_FILE = "generate.json"
 INDEX_FILE = "index.jsonl"

@@ -7,7 +7,7 @@ from secondcast.evaluation.results import Evaluation
 from secondcast.evaluation.tables.aggregates import closed_loop_summary, open_loop_summary
 from secondcast.evaluation.tables.table import markdown_lines
 from secondcast.storage_schemas.progress import counted
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 
 
 class ErrorRow(Record):

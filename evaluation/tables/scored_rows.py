@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from secondcast.evaluation.pocket_scores import Score
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 
 
 class ScoredRun(Record):

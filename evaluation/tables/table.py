@@ -6,7 +6,7 @@ from typing import Literal
 from secondcast.evaluation.intervals import clustered, wilson
 from secondcast.evaluation.pocket_scores import Score
 from secondcast.storage_schemas.progress import counted, size_text
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 
 Interval = Literal["wilson", "bootstrap", "pooled"]
 

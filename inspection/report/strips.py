@@ -17,7 +17,8 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Manifest, Sampling
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import Sampling
 
 Why = Literal["hardest", "random", "all"]
 

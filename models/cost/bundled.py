@@ -24,7 +24,7 @@ from secondcast.models.cost.shapes import (
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.teacher.planned import bundled_teachers, planned_teacher
-from secondcast.storage_schemas.schema.manifest import Dtype
+from secondcast.storage_schemas.schema.recording import Dtype
 
 RESOLUTIONS_PX = (256, 512, 768, 1024)
 TEXT_LENGTHS = (77, 128, 256, 512)

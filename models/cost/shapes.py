@@ -8,7 +8,9 @@ from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.storage_schemas.schema.manifest import ConditioningArray, Dtype, Manifest, Record, Teacher
+from secondcast.storage_schemas.schema.json_files import Record
+from secondcast.storage_schemas.schema.manifest import ConditioningArray, Manifest, Teacher
+from secondcast.storage_schemas.schema.recording import Dtype
 
 _T5: dict[str, Any] = {"d_kv": 64, "vocab_size": 32128, "is_encoder_decoder": False, "use_cache": False}
 _V1_1, _FIRST = _T5 | {"feed_forward_proj": "gated-gelu"}, _T5 | {"feed_forward_proj": "relu"}

@@ -19,14 +19,8 @@ from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import POOLED as POOLED
 from secondcast.storage_schemas.schema.fields import TEXT_MASK as TEXT_MASK
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import (
-    ConditioningArray,
-    Dtype,
-    LatentRule,
-    Latents,
-    Pooled,
-    ScheduleName,
-)
+from secondcast.storage_schemas.schema.manifest import ConditioningArray
+from secondcast.storage_schemas.schema.recording import Dtype, LatentRule, Latents, Pooled, ScheduleName
 
 if TYPE_CHECKING:
     import torch

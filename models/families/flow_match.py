@@ -8,7 +8,7 @@ import numpy as np
 
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.fields import DTYPES
-from secondcast.storage_schemas.schema.manifest import Dtype
+from secondcast.storage_schemas.schema.recording import Dtype
 
 if TYPE_CHECKING:
     import torch

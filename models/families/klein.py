@@ -11,7 +11,7 @@ from secondcast.models.families.family import Family, Part
 from secondcast.models.families.flow_match import linear_schedule
 from secondcast.models.families.licences import APACHE, own_licence
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema.manifest import ScheduleName
+from secondcast.storage_schemas.schema.recording import ScheduleName
 
 if TYPE_CHECKING:
     import torch

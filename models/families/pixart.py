@@ -16,7 +16,7 @@ from secondcast.models.families.patches import PatchedLatents
 from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import MissingExtraError, TeacherError, reason
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import ScheduleName
+from secondcast.storage_schemas.schema.recording import ScheduleName
 
 if TYPE_CHECKING:
     import torch

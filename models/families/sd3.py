@@ -12,7 +12,8 @@ from secondcast.models.families.licences import own_licence
 from secondcast.models.families.patches import PatchedLatents
 from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema.manifest import ConditioningArray, ScheduleName
+from secondcast.storage_schemas.schema.manifest import ConditioningArray
+from secondcast.storage_schemas.schema.recording import ScheduleName
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag, Flags
-from secondcast.storage_schemas.schema.manifest import Dtype, Quantization
+from secondcast.storage_schemas.schema.recording import Dtype, Quantization
 
 Modulation = Literal["auto", "precomputed", "cpu", "gpu"]
 RecordedDtype = Literal["cache"] | Dtype

@@ -15,7 +15,7 @@ from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.optional_packages import QUANTIZERS, installed_version, show_quantizer
 from secondcast.models.memory.options import TextQuantization
 from secondcast.storage_schemas.errors import MissingExtraError
-from secondcast.storage_schemas.schema.manifest import Quantization
+from secondcast.storage_schemas.schema.recording import Quantization
 
 
 def check_quantizer(kind: Quantization) -> None:

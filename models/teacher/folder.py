@@ -16,7 +16,8 @@ from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.io.digests import weight_sha256
-from secondcast.storage_schemas.schema.manifest import ConditioningArray, Pooled, Teacher
+from secondcast.storage_schemas.schema.manifest import ConditioningArray, Teacher
+from secondcast.storage_schemas.schema.recording import Pooled
 
 # The paper's resolution for its first two stages; a teacher whose VAE is smaller states its own.
 PAPER_RESOLUTION = 512

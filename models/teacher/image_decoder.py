@@ -14,7 +14,7 @@ from secondcast.models.teacher.folder import TeacherFolder, part_source
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Sampling
+from secondcast.storage_schemas.schema.recording import Sampling
 
 
 class ImageDecoder:

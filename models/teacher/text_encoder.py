@@ -7,7 +7,7 @@ import torch
 from secondcast.models.families.encoders.interface import ConditioningEncoder
 from secondcast.models.families.family import Family
 from secondcast.models.teacher.folder import TeacherFolder, part_source
-from secondcast.storage_schemas.schema.manifest import Pooled
+from secondcast.storage_schemas.schema.recording import Pooled
 
 
 def load_conditioning_encoder(

@@ -6,7 +6,7 @@ from secondcast.storage_schemas.codecs.byte_planes import BytePlanes
 from secondcast.storage_schemas.codecs.step_delta import StepDelta
 from secondcast.storage_schemas.codecs.step_int8 import StepInt8
 from secondcast.storage_schemas.schema.fields import Array, Field
-from secondcast.storage_schemas.schema.manifest import CodecName
+from secondcast.storage_schemas.schema.recording import CodecName
 
 FieldCodec = BytePlanes | StepDelta | StepInt8
 

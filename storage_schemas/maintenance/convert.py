@@ -7,9 +7,10 @@ from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import (
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.problems import first_problem
+from secondcast.storage_schemas.schema.recording import (
     ArrayStorage,
-    Manifest,
     Storage,
     TextRecording,
     guided_problem,
@@ -17,7 +18,6 @@ from secondcast.storage_schemas.schema.manifest import (
     pooled_problem,
     text_compression_problem,
 )
-from secondcast.storage_schemas.schema.problems import first_problem
 
 
 def convert(cache: Cache, location: Location, progress: Progress, **storage: str | None) -> Rewritten:

@@ -7,8 +7,7 @@ from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.comparing import differing_fields
-from secondcast.storage_schemas.schema.consequences import consequence
+from secondcast.storage_schemas.schema.comparing import consequence, differing_fields
 from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import PromptSet, Segment

@@ -11,9 +11,8 @@ from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileEr
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.index import Index, index_bytes
-from secondcast.storage_schemas.schema.manifest import Record, stays_inside
+from secondcast.storage_schemas.schema.json_files import Record, stays_inside, verify_digest, with_digest
 from secondcast.storage_schemas.schema.problems import first_problem, newer_problem
-from secondcast.storage_schemas.schema.signed_json import verify_digest, with_digest
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"

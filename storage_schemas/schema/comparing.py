@@ -14,8 +14,27 @@ _DEPENDS = {
     "text": "every recorded embedding",
     "prompts": "the order of all trajectories",
 }
-
-
+# The consequence of a difference between two caches, by field name; the first that matches.
+_FOLLOWS = (
+    ("teacher", "different teachers: the two caches can neither train one student together nor be merged"),
+    (
+        "sampling.storage.compression",
+        "different compression: `secondcast convert` makes them equal (only towards int8, which rounds)",
+    ),
+    (
+        "sampling.storage.embeddings",
+        "one has no embeddings: `secondcast convert --no-store-embeddings` makes them equal",
+    ),
+    ("sampling.storage", "the same trajectories in another storage format: `secondcast convert` makes them equal"),
+    ("sampling.quantize", "different teacher weights: the two can neither train one student together nor be merged"),
+    ("sampling.seed", "different noise: the two can train one student together, but not be merged"),
+    ("sampling", "different trajectories: the two can train one student together, but not be merged"),
+    ("text.storage", "the same embeddings in another storage format: `secondcast convert` makes them equal"),
+    ("text", "different embeddings: the two can train one student together, but not be merged"),
+    ("prompts", "different prompts, or another order or sharding of them: they can still be merged"),
+    ("metadata", "written by another version of zarr-python: the values are not affected"),
+    ("provenance", "made by other versions or on another machine: bit equality is not guaranteed"),
+)
 # Fields are compared by section: if the first difference is in `prompts`, the other sections agree.
 _EXTEND_HINT = (
     "; `secondcast build --extend` adds prompts or samples to a cache, and is required for a cache that was extended"
@@ -50,6 +69,14 @@ def depends_on(field: str) -> str:
     if field.startswith(("sampling.storage.", "text.storage.")):
         return "every byte of the shards (`secondcast convert` changes the storage)"
     return _DEPENDS[field.split(".")[0]]
+
+
+def consequence(field: str) -> str:
+    """The consequence if two caches differ in a field of the manifest (`sampling.seed`) or in `provenance.x`."""
+    for beginning, follows in _FOLLOWS:
+        if field == beginning or field.startswith(f"{beginning}."):
+            return follows
+    return "informational only: no consequence"
 
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:

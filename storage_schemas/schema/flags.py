@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.storage_schemas.schema.problems import first_problem
 
 

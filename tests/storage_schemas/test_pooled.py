@@ -16,8 +16,8 @@ from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.schema.json_files import with_digest
 from secondcast.storage_schemas.schema.manifest import Manifest
-from secondcast.storage_schemas.schema.signed_json import with_digest
 from tests.storage_schemas.caches import data_files, some_manifest, some_prompts, write_cache, write_keyed_cache
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "webdataset"])

@@ -25,7 +25,7 @@ from secondcast.storage_schemas.schema.commits import (
     read_records,
     record_path,
 )
-from secondcast.storage_schemas.schema.signed_json import with_digest
+from secondcast.storage_schemas.schema.json_files import with_digest
 from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
 from tests.stress import corruption_fuzz
 from tests.stress.corruption_fuzz import everything

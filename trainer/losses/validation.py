@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema.manifest import Quantization
+from secondcast.storage_schemas.schema.recording import Quantization
 from secondcast.trainer.data.replay_dataset import ReplayDataset
 from secondcast.trainer.data.sampler import Row
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed

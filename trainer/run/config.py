@@ -6,7 +6,9 @@ from pydantic import Field
 
 from secondcast.models.families.flux import FLUX
 from secondcast.models.teacher.hub import split_revision
-from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Record, ScheduleName
+from secondcast.storage_schemas.schema.json_files import Record
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import Dtype, ScheduleName
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.training_set import TrainingSet
 

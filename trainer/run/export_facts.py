@@ -12,7 +12,7 @@ from secondcast.models.families.flux import FLUX
 from secondcast.models.families.registry import family_named
 from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import StudentError
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.trainer.run.config import RecordedWith, RunConfig
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.run.metrics import read_metrics

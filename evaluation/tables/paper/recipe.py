@@ -11,7 +11,7 @@ from secondcast.evaluation.settings.networks import Networks
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.home import expand_home
 from secondcast.storage_schemas.io.toml_file import read_toml
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 from secondcast.storage_schemas.schema.problems import first_problem
 
 _Made = TypeVar("_Made", bound=Record)

@@ -5,7 +5,7 @@ from typing import Literal
 from secondcast.evaluation.image_metrics.metric import MetricName, Scored
 from secondcast.evaluation.tables.table import markdown_lines, millions
 from secondcast.storage_schemas.progress import size_text
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.json_files import Record
 
 _LOWER_IS_BETTER = ("fid", "kid")
 NOT_RUN = "\u2020"

@@ -7,7 +7,7 @@ from pydantic import Field
 from secondcast.models.families.family import Family
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag, Flags
-from secondcast.storage_schemas.schema.manifest import Dtype
+from secondcast.storage_schemas.schema.recording import Dtype
 
 Kind = Literal["cut", "shallow", "pretrained"]
 

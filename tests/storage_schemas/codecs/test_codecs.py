@@ -23,7 +23,7 @@ from secondcast.storage_schemas.codecs.step_prediction import fit_weights
 from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import DTYPES, same_bits
-from secondcast.storage_schemas.schema.manifest import Storage
+from secondcast.storage_schemas.schema.recording import Storage
 from tests.storage_schemas.caches import CHANNELS, STEPS, TOKENS, some_arrays, write_cache
 
 ROOT = Path(__file__).resolve().parents[3]

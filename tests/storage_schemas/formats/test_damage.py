@@ -9,7 +9,7 @@ from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord
-from secondcast.storage_schemas.schema.signed_json import with_digest
+from secondcast.storage_schemas.schema.json_files import with_digest
 from tests.commands.limits import outside_of_private_folders, unprivileged
 from tests.storage_schemas.caches import write_cache
 

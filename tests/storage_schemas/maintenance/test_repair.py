@@ -10,7 +10,7 @@ from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.signed_json import with_digest
+from secondcast.storage_schemas.schema.json_files import with_digest
 from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
 
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records, encode_index
 from secondcast.storage_schemas.schema.index import Index
-from secondcast.storage_schemas.schema.manifest import stays_inside
+from secondcast.storage_schemas.schema.json_files import stays_inside
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(lambda name: name not in ("..", "."))
 # A path with an unprintable character is refused, as one that leads out of the cache is.

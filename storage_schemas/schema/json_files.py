@@ -1,10 +1,38 @@
-"""JSON files with a digest of their own content."""
+"""The JSON files of a cache: records that refuse unknown keys, and a digest of a file's own content."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError
 from secondcast.storage_schemas.io.digests import digest
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys; the base of everything written as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def json_value(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return self.model_dump(mode="json")
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path stated by a file of a cache is below the cache's folder."""
+    return path.isprintable() and not path.startswith(("/", "\\")) and ".." not in path.replace("\\", "/").split("/")
+
+
+def _inside(files: dict[str, str]) -> dict[str, str]:
+    """Validate the paths of a manifest's files; ValueError if one is outside the cache."""
+    for path in files:
+        if not stays_inside(path):
+            raise ValueError(f"path {path!r} is outside the cache")
+    return files
+
+
+PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]
 
 
 def with_digest(body: dict[str, Any], *, indent: int | None = 1) -> bytes:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from secondcast.storage_schemas.schema.consequences import _FOLLOWS, consequence
-from secondcast.storage_schemas.schema.manifest import Manifest, Sampling, Storage, TextRecording
+from secondcast.storage_schemas.schema.comparing import _FOLLOWS, consequence
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import Sampling, Storage, TextRecording
 
 
 @pytest.mark.parametrize(
