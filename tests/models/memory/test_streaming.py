@@ -20,7 +20,8 @@ from secondcast.models.memory.blocks import streamed_blocks
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.models.memory.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks
+from secondcast.models.memory.ring import Slot, Transfers, _pinned
+from secondcast.models.memory.streaming import Streaming, stream_blocks
 from secondcast.storage_schemas.errors import SettingsError
 
 CPU = torch.device("cpu")
@@ -265,7 +266,7 @@ def test_bytes_are_those_of_the_buffers_and_every_weight_is_counted(resident):
     ring = 2 * max((len(host.flat) for host in hosts), default=0) if len(hosts) > 1 else streaming.host_bytes
     weights = streaming.device_bytes - ring + streaming.host_bytes
     # A tensor begins at a multiple of 512 bytes.
-    assert whole <= weights <= whole + 512 * sum(len(host._tensors) for host in hosts)
+    assert whole <= weights <= whole + 512 * sum(len(host.tensors) for host in hosts)
     assert all(tensor.data_ptr() % 2 == 0 for tensor in chain(model.parameters(), model.buffers()))
 
 
