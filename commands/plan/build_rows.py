@@ -35,50 +35,69 @@ def build_facts(
     backbone, text = backbone_cost(CallShapes.of(manifest)), text_encoder_cost(manifest)
     layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
     latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
-    text_flops = text.forward_flops * layout.embeddings.items
-    trajectory_flops = backbone.forward_flops * sampling.rows_per_call * sampling.steps
-    sample_flops = trajectory_flops * len(layout)
     arrays = {size.name: size for size in sizes}
-    text_sizes = _text_sizes(manifest, dtype_bytes, batch_size)
     recorded = sum(arrays[name].row_bytes for name in ("velocity", "noise", "hidden_states") if name in arrays)
+    options = placed(SamplingMemory(), sampling.quantize, manifest.teacher.pooled)
     return {
-        "cache": {
-            "prompts": manifest.own_prompts,
-            "trajectories": len(layout),
-            "shards": len(layout.trajectories),
-            "height_px": sampling.height,
-            "width_px": sampling.width,
-            "steps": sampling.steps,
-            "text_tokens": manifest.teacher.text_length,
-            "dtype": sampling.dtype,
-            **sampling.storage.json_value(),
-        },
+        "cache": _cache_facts(manifest, layout),
         "parameters": _parameters(backbone, text, teacher),
         "arrays": [{**asdict(size), "row_bytes": size.row_bytes} for size in sizes],
         "disk": disk_facts(sizes),
-        "compute": {
-            "text_flop_per_prompt": text.forward_flops,
-            "backbone_flop_per_step": backbone.forward_flops,
-            "sample_flop_per_trajectory": trajectory_flops,
-            "text_flop": text_flops,
-            "sample_flop": sample_flops,
-            "text_hours": hours_of(text_flops, rate_flops, gpus),
-            "sample_hours": hours_of(sample_flops, rate_flops, gpus),
-            "write_bytes_per_second": None if rate_flops is None else recorded * gpus * rate_flops / trajectory_flops,
-        },
+        "compute": _compute_facts(
+            manifest, layout, backbone, text, recorded_bytes=recorded, rate_flops=rate_flops, gpus=gpus
+        ),
         "gpu_memory": {
-            "text_stage": memory_facts(text_stage_memory(text, **text_sizes)),
-            "sample_stage": memory_facts(
-                sample_stage_cost(manifest, batch_size).memory(
-                    placed(SamplingMemory(), sampling.quantize, manifest.teacher.pooled)
-                )
-            ),
+            "text_stage": memory_facts(text_stage_memory(text, **_text_sizes(manifest, dtype_bytes, batch_size))),
+            "sample_stage": memory_facts(sample_stage_cost(manifest, batch_size).memory(options)),
         },
         "host_memory_bytes": build_host_bytes(
             weights_bytes=max(backbone.parameters, text.parameters) * dtype_bytes,
             shard_bytes=int(recorded + latent_bytes) * layout.shard_size,
             in_flight=IN_FLIGHT,
         ),
+    }
+
+
+def _cache_facts(manifest: "Manifest", layout: Layout) -> dict[str, Any]:
+    _, shards = layout.rows
+    images = {}
+    if not manifest.is_text:
+        sampling = manifest.sampling
+        images = {"height_px": sampling.height, "width_px": sampling.width, "steps": sampling.steps}
+    return {
+        "prompts": manifest.own_prompts,
+        "trajectories": len(layout),
+        "shards": len(shards),
+        **images,
+        "text_tokens": manifest.teacher.text_length,
+        "dtype": manifest.dtype,
+        **manifest.storage.json_value(),
+    }
+
+
+def _compute_facts(
+    manifest: "Manifest",
+    layout: Layout,
+    backbone: "BackboneCost",
+    text: "TextEncoderCost",
+    *,
+    recorded_bytes: float,
+    rate_flops: float | None,
+    gpus: int,
+) -> dict[str, Any]:
+    """FLOPs and hours of a build; recorded_bytes: of a trajectory."""
+    text_flops = text.forward_flops * layout.embeddings.items
+    trajectory_flops = backbone.forward_flops * manifest.sampling.rows_per_call * manifest.sampling.steps
+    sample_flops = trajectory_flops * len(layout)
+    return {
+        "text_flop_per_prompt": text.forward_flops,
+        "backbone_flop_per_step": backbone.forward_flops,
+        "sample_flop_per_trajectory": trajectory_flops,
+        "text_flop": text_flops,
+        "sample_flop": sample_flops,
+        "text_hours": hours_of(text_flops, rate_flops, gpus),
+        "sample_hours": hours_of(sample_flops, rate_flops, gpus),
+        "write_bytes_per_second": None if rate_flops is None else recorded_bytes * gpus * rate_flops / trajectory_flops,
     }
 
 
@@ -95,14 +114,7 @@ def _text_facts(
     flops = text.forward_flops * layout.embeddings.items
     text_sizes = _text_sizes(manifest, dtype_bytes, batch_size)
     return {
-        "cache": {
-            "prompts": manifest.own_prompts,
-            "trajectories": 0,
-            "shards": len(layout.embeddings),
-            "text_tokens": manifest.teacher.text_length,
-            "dtype": manifest.dtype,
-            **manifest.storage.json_value(),
-        },
+        "cache": _cache_facts(manifest, layout),
         "parameters": {teacher.family.slot: text.parameters},
         "arrays": [{**asdict(size), "row_bytes": size.row_bytes} for size in sizes],
         "disk": disk_facts(sizes),
