@@ -117,7 +117,7 @@ def out_of_memory(
 
     recipe: whether the stages, and so their --grad-accum-steps, come from a recipe.
     """
-    from secondcast.models.student.student import checkpoints
+    from secondcast.models.student.folder import checkpoints
     from secondcast.trainer.cost.fitting import helping_flag
 
     started = bool(checkpoints(run))

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from secondcast.models.device import quiet_libraries, usable_device
+from secondcast.models.student.folder import student_folder
 from secondcast.models.student.prompt_encoder import PromptEncoder
-from secondcast.models.student.student import student_folder
 
 
 def load_student(location: str | Path, *, device: str = "auto") -> PromptEncoder:

@@ -12,7 +12,8 @@ import torch
 from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
-from secondcast.models.student.student import load_student, student_folder
+from secondcast.models.student.folder import student_folder
+from secondcast.models.student.student import load_student
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.codecs.by_field import as_read
 from secondcast.storage_schemas.reader import Cache

@@ -12,7 +12,7 @@ import torch
 from secondcast.cache_builder.build import build
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.check.results import CheckRow
-from secondcast.models.student.student import checkpoints
+from secondcast.models.student.folder import checkpoints
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.pocket.world import captions

@@ -12,14 +12,8 @@ import torch
 from secondcast.evaluation.text_encoder import student_digest
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.encoders.interface import Conditioning
-from secondcast.models.student.student import (
-    Student,
-    check_fits,
-    load_student,
-    student_folder,
-    untrained_like,
-    vocabulary,
-)
+from secondcast.models.student.folder import student_folder
+from secondcast.models.student.student import Student, check_fits, load_student, untrained_like, vocabulary
 from secondcast.models.student.tokens import StudentTokens, own_tokens
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.reader import Cache

@@ -15,8 +15,8 @@ from secondcast.models.families.family import TEXT_MASK, Family, Role
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.options import TextQuantization
 from secondcast.models.memory.quantized import check_quantizer, quantize_text_encoder
-from secondcast.models.student.folder import INITIAL_FILE, config_of, weight_bytes
-from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
+from secondcast.models.student.folder import INITIAL_FILE, config_of, student_folder, weight_bytes
+from secondcast.models.student.student import Student, check_fits, load_student, untrained_like
 from secondcast.models.student.tokens import StudentTokens, has_tokenizer, own_tokens
 from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder

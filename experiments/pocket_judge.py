@@ -10,7 +10,8 @@ import torch
 from secondcast.commands.shell.resolve import POCKET, resolve_teacher, student_source
 from secondcast.evaluation.pocket_scores import Score, score_images
 from secondcast.evaluation.sampling import Generator, OwnTokensEmbed
-from secondcast.models.student.student import checkpoints, load_student, new_student
+from secondcast.models.student.folder import checkpoints
+from secondcast.models.student.student import load_student, new_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.context_projection import load_context_projection
 from secondcast.models.teacher.folder import BUILD_PARTS

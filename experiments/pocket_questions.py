@@ -133,7 +133,8 @@ def _encoder(who: str, folder: Path) -> Any:
     import torch
 
     from secondcast.commands.shell.resolve import POCKET, resolve_teacher
-    from secondcast.models.student.student import checkpoints, load_student
+    from secondcast.models.student.folder import checkpoints
+    from secondcast.models.student.student import load_student
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 

@@ -137,7 +137,7 @@ class Trainer:
                 wish = self._pauses.wish
                 if due or wish.keep:
                     with self.clock.beside():
-                        self._checkpoint(self.done, progress, validate=due)
+                        self._checkpoint(progress, validate=due)
                     self._pauses.kept()
                 if wish.stop:
                     return True
@@ -302,14 +302,14 @@ class Trainer:
             f"stopped, the last checkpoint is intact; lower --learning-rate and run it again with a new run folder"
         )
 
-    def _checkpoint(self, done: int, progress: Progress, *, validate: bool) -> None:
+    def _checkpoint(self, progress: Progress, *, validate: bool) -> None:
         """validate: measure the validation loss; where a run is stopped there may be no time for it."""
-        loss = self.validate(done) if validate and measured_sources(self.objective, self.held_out) else None
+        loss = self.validate(self.done) if validate and measured_sources(self.objective, self.held_out) else None
         is_best = loss is not None and (self.best is None or loss < self.best)
         # The same measure in all stages: what is loaded does not change.
         self.best = loss if is_best else self.best
         state = {"best": self.best, "is_best": is_best}
-        folder = save_checkpoint(self.run, done, self.train_state, self._tokenizer, state, progress.say)
+        folder = save_checkpoint(self.run, self.done, self.train_state, self._tokenizer, state, progress.say)
         if not self.processes.is_main_process:
             return
         if loss is not None and self.best is not None:
@@ -321,7 +321,7 @@ class Trainer:
                 progress.say(reached)
         delete_old_checkpoints(folder, self.settings.keep_checkpoints)
         for observer in self._observers:
-            observer.on_checkpoint(self.run, done)
+            observer.on_checkpoint(self.run, self.done)
 
 
 def _means(stage: Stage, losses: Sequence[float]) -> tuple[float, dict[str, float]]:

@@ -15,8 +15,7 @@ from secondcast.evaluation.results import Evaluation, StepErrors
 from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.table import rounded
 from secondcast.models.memory.meta_run import parameter_count
-from secondcast.models.student.folder import config_of, is_quantized
-from secondcast.models.student.student import student_folder
+from secondcast.models.student.folder import config_of, is_quantized, student_folder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache

@@ -13,11 +13,7 @@ from secondcast.models.families.registry import family_named
 from secondcast.models.student.distillt5 import load_published, student_config
 from secondcast.models.student.encoder_student import check_reads_tokens, new_encoder_student, no_own_tokens, rebuilt
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
-from secondcast.models.student.folder import BEST_FILE as BEST_FILE
-from secondcast.models.student.folder import CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
 from secondcast.models.student.folder import check_is_student, config_of, is_published_form, is_quantized
-from secondcast.models.student.folder import checkpoints as checkpoints
-from secondcast.models.student.folder import student_folder as student_folder
 from secondcast.models.student.projection_rank import check_kept_rank, check_rank, layer_width
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.models.weights.checked_loading import load_checked

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from secondcast.models.student.student import BEST_FILE, checkpoints
+from secondcast.models.student.folder import BEST_FILE, checkpoints
 from secondcast.pocket.world import captions
 
 ROOT = Path(__file__).resolve().parents[2]

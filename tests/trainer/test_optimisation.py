@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from secondcast.models.student.student import checkpoints, load_student, student_folder
+from secondcast.models.student.folder import checkpoints, student_folder
+from secondcast.models.student.student import load_student
 from secondcast.storage_schemas.errors import NonFiniteError, SettingsError
 from secondcast.trainer.data.replay_dataset import BatchSpec
 from secondcast.trainer.optimizer import learning_rate

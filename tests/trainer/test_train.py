@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondcast.models import attention
-from secondcast.models.student.student import checkpoints, new_student, student_folder
+from secondcast.models.student.folder import checkpoints, student_folder
+from secondcast.models.student.student import new_student
 from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher
 from secondcast.storage_schemas.errors import (
     NonFiniteError,

@@ -10,7 +10,8 @@ import torch
 from secondcast.models.cost.matrix_rate import matrix_rate
 from secondcast.models.memory.host_memory import host_peak_bytes
 from secondcast.models.memory.meta_run import count_flops
-from secondcast.models.student.student import CHECKPOINT_PREFIX, Student, checkpoints
+from secondcast.models.student.folder import CHECKPOINT_PREFIX, checkpoints
+from secondcast.models.student.student import Student
 from secondcast.storage_schemas.progress import Progress, counted, duration_text, size_text
 from secondcast.trainer.cost.step_flops import step_flops
 from secondcast.trainer.data.mixture import TrainingCache

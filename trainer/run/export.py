@@ -24,16 +24,9 @@ from secondcast.models.student.distillt5 import (
     with_full_projection,
 )
 from secondcast.models.student.encoder_student_network import EncoderStudent
-from secondcast.models.student.folder import config_of, weight_bytes
+from secondcast.models.student.folder import BEST_FILE, checkpoints, config_of, student_folder, weight_bytes
 from secondcast.models.student.quantizing import quantized, with_stored_scales
-from secondcast.models.student.student import (
-    BEST_FILE,
-    Student,
-    checkpoints,
-    load_student,
-    save_student,
-    student_folder,
-)
+from secondcast.models.student.student import Student, load_student, save_student
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.models.student.tokens import TOKENIZER_CONFIG, has_own_tokens, portable
 from secondcast.storage_schemas.errors import SettingsError, reason

@@ -20,14 +20,8 @@ from transformers import (
 
 from secondcast.models.student.encoder_student import longest_text, with_dropout
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig, _other_names
-from secondcast.models.student.student import (
-    check_fits,
-    load_student,
-    new_student,
-    save_student,
-    student_folder,
-    untrained_like,
-)
+from secondcast.models.student.folder import student_folder
+from secondcast.models.student.student import check_fits, load_student, new_student, save_student, untrained_like
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.models.student.tokens import own_tokens, text_length_remark
 from secondcast.storage_schemas.errors import StudentError

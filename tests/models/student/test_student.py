@@ -9,14 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
 from secondcast.models.student.distillt5 import published_config, student_config
-from secondcast.models.student.student import (
-    check_fits,
-    load_student,
-    new_student,
-    save_student,
-    student_folder,
-    untrained_like,
-)
+from secondcast.models.student.folder import student_folder
+from secondcast.models.student.student import check_fits, load_student, new_student, save_student, untrained_like
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.storage_schemas.errors import StudentError
 from tests.storage_schemas.caches import some_manifest, some_prompts

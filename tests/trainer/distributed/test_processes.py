@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from secondcast import cli
 from secondcast.api import fitting
-from secondcast.models.student.student import checkpoints, new_student, student_folder
+from secondcast.models.student.folder import checkpoints, student_folder
+from secondcast.models.student.student import new_student
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent

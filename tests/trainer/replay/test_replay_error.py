@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.models.backbone import Backbone
-from secondcast.models.student.student import checkpoints, load_student
+from secondcast.models.student.folder import checkpoints
+from secondcast.models.student.student import load_student
 from secondcast.storage_schemas.errors import NonFiniteError, TeacherError
 from secondcast.trainer import loop
 from secondcast.trainer.losses import validation

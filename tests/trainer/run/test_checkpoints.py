@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondcast.models.student.student import checkpoints, load_student, student_folder
+from secondcast.models.student.folder import checkpoints, student_folder
+from secondcast.models.student.student import load_student
 from secondcast.storage_schemas.errors import RunError
 from secondcast.trainer.loop import Observer, Trainer
 from secondcast.trainer.run.checkpoints.best import delete_old_checkpoints, validation_text

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from secondcast.models.student.student import load_student, new_student, student_folder
+from secondcast.models.student.folder import student_folder
+from secondcast.models.student.student import load_student, new_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.storage_schemas.errors import RunError

@@ -15,7 +15,8 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from secondcast.evaluation.text_encoder import teacher_parts
 from secondcast.models.student.distillt5 import comfyui_differences
-from secondcast.models.student.student import load_student, new_student, save_student, student_folder
+from secondcast.models.student.folder import student_folder
+from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.reader import Cache

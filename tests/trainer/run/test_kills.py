@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.models.student.student import checkpoints
+from secondcast.models.student.folder import checkpoints
 from tests.trainer.test_train import StopAfter, run_training, same_weights
 
 FLAGS = {

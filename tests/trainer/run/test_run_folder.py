@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from secondcast.models.student.student import checkpoints
+from secondcast.models.student.folder import checkpoints
 from secondcast.storage_schemas.errors import RunError, StorageError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.trainer.preparing import loading

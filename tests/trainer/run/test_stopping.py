@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from secondcast.models.student.student import checkpoints
+from secondcast.models.student.folder import checkpoints
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache

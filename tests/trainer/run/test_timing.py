@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secondcast.models.memory.conditions import Conditions
 from secondcast.models.memory.modulation_table import make_table
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.models.student.student import checkpoints, new_student
+from secondcast.models.student.folder import checkpoints
+from secondcast.models.student.student import new_student
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
