@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import PixArtSigmaPipeline
 
+from secondcast.inspection.show import describe, trajectory_lines
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.counted import backbone_cost
 from secondcast.models.cost.gpu_memory import modulation_rows
@@ -108,6 +109,13 @@ def test_the_recorded_latents_and_text_are_the_unmodified_pipelines(teacher, pro
     ).images  # fmt: skip
     for trajectory, latent_SC in zip(trajectories, PIXART_SIGMA.packed(latents), strict=True):
         assert same_bits(trajectory.final_latent_SC, from_torch(latent_SC))
+
+
+def test_a_trajectory_is_shown_with_the_norm_of_the_predicted_noise(recorded):
+    facts = describe(Cache.open(recorded), 0)
+    assert facts["prediction"] == "noise"
+    said = "\n".join(trajectory_lines(facts, str(recorded)))
+    assert "noise norm" in said and "not finite: latent + noise" in said and "velocity" not in said
 
 
 def test_the_clean_latent_of_a_step_is_the_schedulers(teacher, recorded):
