@@ -308,7 +308,8 @@ def test_a_plan_never_replaces_modulation_weights_that_are_not_there(recorded):
         assert modulation_rows(cost, MemoryOptions(modulation=modulation), 4) is None
 
 
-def test_prompts_that_are_cleaned_to_nothing_are_counted(teacher, tmp_path):
+@pytest.mark.parametrize("options", [{"steps": 1}, {"steps": 20, "text_only": True}], ids=["samples", "text"])
+def test_prompts_that_are_cleaned_to_nothing_are_counted(teacher, tmp_path, options):
     (tmp_path / "p.txt").write_text("two cats\ncat.png\n")
     said = list[str]()
 
@@ -316,7 +317,7 @@ def test_prompts_that_are_cleaned_to_nothing_are_counted(teacher, tmp_path):
         def say(self, text: str) -> None:
             said.append(text)
 
-    build(tmp_path / "c", teacher, tmp_path / "p.txt", steps=1, progress=Heard())
+    build_cache(tmp_path / "c", teacher, tmp_path / "p.txt", **options, progress=Heard())
     assert (
         "1 prompt of which the pipeline's cleaning leaves nothing (links, file names): recorded like the empty one"
         in said
