@@ -351,11 +351,12 @@ class Trainer:
                 rows = self._prompt_rows(at) if of_prompts else self._rows(at)
                 in_order = rank * at.stage.grad_accum_steps + part
                 parts = _parts(rows, self.processes.ranks * at.stage.grad_accum_steps)
-                self._stop(at, "loss", loss, parts[in_order])
+                self._stop(at, "loss", loss, parts[in_order], of_prompts=bool(of_prompts))
 
-    def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows) -> NoReturn:
-        kind = at.stage.loss
-        records = [self.dataset.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
+    def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows, *, of_prompts: bool = False) -> NoReturn:
+        kind = "context" if of_prompts else at.stage.loss
+        replays = at.stage.replays and not of_prompts
+        records = [self.dataset.name_of(place) + (f" step {k}" if replays else "") for place, k in rows]
         self._log(step=at.step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFiniteError(
