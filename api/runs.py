@@ -3,7 +3,9 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainFlags, TrainOptions, TrainSettings
 
 
@@ -47,6 +49,25 @@ def run_of_recipe(
         changed["time_budget_seconds"] = seconds_of(time_budget)
     found = read_recipe(file, beside=beside, **changed)
     return found.settings, found.caches
+
+
+def check_no_arguments(file: Path, names: Collection[str]) -> None:
+    """Raise SettingsError if a recipe has options of the command that secondcast.train takes as arguments.
+
+    names: the arguments of secondcast.train.
+    """
+    stated = read_toml(file, what=f"recipe {file}", expected="a recipe, see those in recipes/")
+    if (tables := recipe_tables(file, stated)) is not None:
+        stated = tables.get("train", {})
+    of_call = {*names, *GpuMemoryLimit.model_fields} - TrainSettings.model_fields.keys() - {"time_budget"}
+    found = {name: value for key, value in stated.items() if (name := key.replace("-", "_")) in of_call}
+    if found:
+        keys = " and ".join(name.replace("_", "-") for name in found)
+        arguments = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        raise SettingsError(
+            f"{file} has {keys}, which only the command reads from a recipe, expected keys of the run: remove "
+            f"{'it' if len(found) == 1 else 'them'} and call secondcast.train(..., {arguments})"
+        )
 
 
 def named_places(given: Sequence[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from secondcast.api.fitting import fit_run, out_of_memory, stated_options
 from secondcast.api.names import resolve_context_projection, resolve_teacher, student_source
 from secondcast.api.options import display, options_of
 from secondcast.api.run_report import RunReport
-from secondcast.api.runs import named_places, run_of_options, run_of_recipe
+from secondcast.api.runs import check_no_arguments, named_places, run_of_options, run_of_recipe
 from secondcast.api.students import load_student
 from secondcast.cache_builder.worker import launched_worker
 from secondcast.models.device import is_out_of_memory, launched_device, total_bytes
@@ -110,7 +111,9 @@ def train(
     shown, name = display(progress), None if student is None else str(student)
     places: Mapping[str, str | Cache] = _places(cache)
     if config is not None:
-        asked, stated = run_of_recipe(Path(config), name, time_budget, given, beside=())
+        check_no_arguments(Path(config), signature(train).parameters)
+        # --quiet is about the command's lines.
+        asked, stated = run_of_recipe(Path(config), name, time_budget, given, beside={"quiet"})
         places = stated | dict(places)
     else:
         asked = run_of_options(name, time_budget, given, max_gpu_memory=memory.max_gpu_memory)

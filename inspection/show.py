@@ -11,8 +11,10 @@ from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.manifest import Manifest, Sampling
 
+# What a transformer predicts, by the prediction_type of a recorded scheduler; without one the velocity of a flow.
+_PREDICTED = {"epsilon": "noise", "v_prediction": "velocity"}
 # Samples shown on the line; the others are counted, and --json has all.
 _SAMPLES_SHOWN = 8
 
@@ -22,7 +24,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
 
     Norms are Euclidean over all S x C values, rms the root of their mean square. clean_latent_moved: rms of the
     change of the predicted clean latent since the previous step. Values that are not finite are counted for velocity
-    and latent; their norm is None.
+    and latent; their norm is None. prediction: what the array "velocity" has, such as noise for PixArt-Sigma.
     """
     if cache.manifest.is_text:
         return _describe_prompt(cache, index)
@@ -41,6 +43,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "samples_per_prompt": samples_per_prompt_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
+        "prediction": _predicted(sampling),
         "tokens": token_pieces(cache, prompt.token_ids),
         "final_latent_norm": _norm(final),
         "final_latent_rms": _rms(final),
@@ -86,6 +89,12 @@ def _prompt_entries(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _predicted(sampling: Sampling) -> str:
+    if sampling.scheduler is None:
+        return "velocity"
+    return _PREDICTED.get(sampling.scheduler.get("prediction_type", ""), "prediction")
+
+
 def _steps(trajectory: Trajectory, manifest: Manifest) -> list[dict[str, Any]]:
     sampling = manifest.sampling
     # Of a family that this version does not know, everything else can be shown.
@@ -128,7 +137,7 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
         tokens,
     ]
-    head = ["step", "sigma", "timestep", "latent norm", "velocity norm", "clean moved", "not finite"]
+    head = ["step", "sigma", "timestep", "latent norm", f"{facts['prediction']} norm", "clean moved", "not finite"]
     rows = [
         [
             str(step["step"]),
@@ -146,7 +155,7 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         *entry_lines(entries, width=width),
         "",
         *table_lines(head, [*rows, final], text_columns=()),
-        "clean moved: rms change of the predicted clean latent; not finite: latent + velocity",
+        f"clean moved: rms change of the predicted clean latent; not finite: latent + {facts['prediction']}",
     ]
 
 

@@ -288,16 +288,19 @@ class Trainer:
         # Of all parts in all processes: they stop together.
         for number, loss in enumerate(losses):
             if not math.isfinite(loss):
-                self._stop(at, "loss", loss, self.plan.rows_of_part(at, number))
+                rows, of_prompts = self.plan.rows_of_part(at, number)
+                self._stop(at, "loss", loss, rows, of_prompts=of_prompts)
         if not math.isfinite(norm):
             self._stop(at, "norm of the gradient", norm, self.plan.rows(at))
 
-    def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows) -> NoReturn:
-        records = [self.dataset.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
+    def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows, *, of_prompts: bool = False) -> NoReturn:
+        kind = "context" if of_prompts else at.stage.loss
+        replays = at.stage.replays and not of_prompts
+        records = [self.dataset.name_of(place) + (f" step {k}" if replays else "") for place, k in rows]
         self._log(step=at.step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFiniteError(
-            f"{at.stage.loss} {what} is {value} at step {at.step}, "
+            f"{kind} {what} is {value} at step {at.step}, "
             f"in the batch of {', '.join(records[:_NAMED])}{more}: "
             f"stopped, the last checkpoint is intact; lower --learning-rate and run it again with a new run folder"
         )

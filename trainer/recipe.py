@@ -110,14 +110,7 @@ def _names(where: str, stated: dict[str, Any]) -> dict[str, Any]:
 def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
     if unknown := sorted(values.keys() - known):
         listed = ", ".join(sorted(name.replace("_", "-") for name in known))
-        key = unknown[0].replace("_", "-")
-        if key == "max-gpu-memory":
-            # It depends on the machine; a recipe states the options that it chooses.
-            raise SettingsError(
-                f"{where} has the key 'max-gpu-memory', which is not part of a recipe: give --max-gpu-memory with "
-                f"--config"
-            )
-        raise SettingsError(f"{where} has the unknown key {key!r}, expected one of {listed}")
+        raise SettingsError(f"{where} has the unknown key {unknown[0].replace('_', '-')!r}, expected one of {listed}")
 
 
 def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from secondcast.storage_schemas.io.folders import Location, open_folder
 from secondcast.storage_schemas.maintenance.extend import extend
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.writer import CacheWriter
 
 
@@ -77,13 +78,8 @@ def _create_or_open(
     if device is not None and not settings.text_only:
         placement(manifest, settings.memory, settings.batch_size, device)
     progress.say(f"{_product(samples)} ({read.skipped_text()})")
-    if teacher.family.text_cleaning and has_negative(settings, teacher):
-        empty = sum(prompt.token_ids == prompts[0].token_ids for prompt in prompts[1:])
-        if empty:
-            progress.say(
-                f"{counted(empty, 'prompt')} of which the pipeline's cleaning leaves nothing (links, file names): "
-                f"recorded like the empty one"
-            )
+    if teacher.family.text_cleaning:
+        _report_cleaned_to_nothing(prompts[-len(samples) :], teacher, progress)
     if cut:
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
     if settings.extend:
@@ -93,6 +89,16 @@ def _create_or_open(
     # Before the cache is created: its settings can still be changed then.
     check_disk(location, manifest, progress, skip_disk_check=settings.skip_disk_check)
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
+
+
+def _report_cleaned_to_nothing(prompts: Sequence[Prompt], teacher: TeacherFolder, progress: Progress) -> None:
+    nothing = negative_prompt(teacher).token_ids
+    empty = sum(prompt.token_ids == nothing for prompt in prompts)
+    if empty:
+        progress.say(
+            f"{counted(empty, 'prompt')} of which the pipeline's cleaning leaves nothing (links, file names): "
+            f"recorded like the empty one"
+        )
 
 
 def _product(samples: Sequence[int]) -> str:

@@ -112,7 +112,7 @@ def recipe_plan(
         facts["init_student"] = initial_facts(initial[1], facts["train"]["student"]["parameters"])
     read = {name for stage in facts["train"]["ways"][AS_ASKED]["stages"] for name in stage["caches"]}
     copied = [name for name in builds if read & {*caches.get(name, [name])}]
-    both = both_phases(facts, copied, building, training)
+    both = both_phases(facts, copied, building, training, memory.max_gpu_memory)
     return {**facts, "both_phases": {"verdict": verdict_text(both), **both}, "evidence": evidence}
 
 

@@ -141,7 +141,9 @@ def train_plan(
     fits = []
     if memory_bytes is not None:
         fix = None if fitted is None else f"--max-gpu-memory {memory_bytes / _GIB:.4g}GiB"
-        fits.append(fit_facts("training", costs.memory(asked).needed_bytes, memory_bytes, fix))
+        # A given --max-gpu-memory is part of the run.
+        planned = asked if fit_bytes is None or fitted is None else fitted
+        fits.append(fit_facts("training", costs.memory(planned).needed_bytes, memory_bytes, fix))
     facts |= {"gpu": gpu_facts(gpu, rate, 1), "fits": fits, "verdicts": verdicts}
     return facts
 

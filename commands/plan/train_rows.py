@@ -13,6 +13,7 @@ from secondcast.trainer.loss_kinds import LOSSES
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
+    from secondcast.models.cost.gpu_memory import GpuMemory
     from secondcast.storage_schemas.schema.manifest import Manifest
     from secondcast.trainer.cost.stage_cost import Costs
     from secondcast.trainer.settings import TrainSettings
@@ -54,14 +55,17 @@ def fit_verdicts(
     card: "Card | None",
     held: Collection[str],
 ) -> "tuple[list[str], TrainSettings | None]":
-    """Whether a run fits as given, what `train --max-gpu-memory` would choose, and why; and the settings that fit."""
+    """Whether a run fits, what `train --max-gpu-memory` chooses, and why; and the settings that fit.
+
+    card: the GPU; None where --max-gpu-memory is given, whose choice is then part of the run.
+    """
     if memory_bytes is None:
         return [], None
     from secondcast.trainer.cost.fitting import fit
 
-    memory = costs.memory(settings)
     room = f"{card.name} has {memory_bytes / GIB:.1f} GiB" if card else f"the limit is {memory_bytes / GIB:.1f} GiB"
-    needed = f"training: {needed_text(memory)} at {counted(memory.batch_size, 'row')} at once, {room}"
+    needed = f"training: {_needed_text(costs.memory(settings))}, {room}"
+    option = f"--max-gpu-memory {memory_bytes / GIB:.4g}GiB"
     try:
         fitted = fit(settings, costs, memory_bytes=memory_bytes, held=held)
         if fitted.settings == settings:
@@ -69,11 +73,13 @@ def fit_verdicts(
     except SettingsError as error:
         return [f"does not fit: {needed}", str(error)], None
     lines = fit_lines(fitted, costs, memory_bytes)
-    return [
-        f"does not fit: {needed}",
-        *lines,
-        f"train --max-gpu-memory {memory_bytes / GIB:.4g}GiB chooses these options",
-    ], fitted.settings
+    if card is None:
+        return [f"fits: training with {option}: {_needed_text(fitted.memory)}, {room}", *lines], fitted.settings
+    return [f"does not fit: {needed}", *lines, f"train {option} chooses these options"], fitted.settings
+
+
+def _needed_text(memory: "GpuMemory") -> str:
+    return f"{needed_text(memory)} at {counted(memory.batch_size, 'row')} at once"
 
 
 def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:

@@ -46,12 +46,17 @@ class RentedGpu:
 
 
 def both_phases(
-    facts: Mapping[str, Any], copied: Collection[str], build_gpu: RentedGpu, train_gpu: RentedGpu
+    facts: Mapping[str, Any],
+    copied: Collection[str],
+    build_gpu: RentedGpu,
+    train_gpu: RentedGpu,
+    max_gpu_memory: str | None = None,
 ) -> dict[str, Any]:
     """Hours, money and bytes of a recipe, in all and by phase, as JSON types; None: unknown.
 
     facts: plans of the builds by name, of the run, and of any initial student.
     copied: builds whose caches the run reads.
+    max_gpu_memory: the option that the training is given, which is part of its figures.
     """
     gpus = {"build": build_gpu.facts(), _TRAINING: train_gpu.facts()}
     phases = [_build_phase(name, plan, gpus["build"]) for name, plan in facts["build"].items()]
@@ -65,6 +70,7 @@ def both_phases(
     return {
         "fits": False if False in fits else None if None in fits else True,
         "gpus": gpus,
+        "max_gpu_memory": max_gpu_memory,
         "hours": _sum([build_hours, training["hours"]]),
         "build_hours": build_hours,
         "train_hours": training["hours"],
@@ -90,7 +96,7 @@ def _build_phase(name: str, plan: Mapping[str, Any], gpu: Mapping[str, Any]) -> 
 def _train_phase(plan: Mapping[str, Any], gpu: Mapping[str, Any]) -> dict[str, Any]:
     """Its hours and host memory are those of the options that fit, if they differ from the given ones."""
     asked, fitted = plan["ways"][AS_ASKED], plan["ways"].get(FITTED, plan["ways"][AS_ASKED])
-    needed = asked["gpu_memory"]["needed_bytes"]
+    needed = plan["fits"][0]["needed_bytes"] if plan["fits"] else asked["gpu_memory"]["needed_bytes"]
     return _phase(_TRAINING, plan, gpu, fitted["hours"], needed, fitted["host_memory_bytes"])
 
 
@@ -125,6 +131,8 @@ def _sum(values: list[float | None]) -> float | None:
 def verdict_text(both: Mapping[str, Any]) -> str:
     """Whether a recipe fits its GPUs, and what it takes; where it does not fit: the phase, by how much, and the fix."""
     costs = f"{_hours_text(both)}, {_usd_text(both['usd'])}, {_copy_text(both)}"
+    if included := both["max_gpu_memory"]:
+        costs += f"; the training's --max-gpu-memory {included} is included"
     if both["fits"]:
         return f"fits: {costs}"
     if both["fits"] is None:

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
 import secondcast
-from secondcast.storage_schemas.errors import NoTrajectoriesError, RunError, SettingsError, StudentError
+from secondcast.storage_schemas.errors import NotACacheError, NoTrajectoriesError, RunError, SettingsError, StudentError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.settings import TrainFlags
 from tests.commands.test_cli import secondcast as command
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FLAGS = {"steps": 2, "batch_size": 4, "replay_check": 4, "checkpoint_every": 1}
 
 
@@ -180,6 +183,37 @@ def test_a_recipe_states_the_stages_of_a_run(tmp_path, cache_folder, options):
     recipe.write_text('loss-fn = "mine"\n' + recipe.read_text())
     with pytest.raises(SettingsError, match="unknown key 'loss-fn'"):
         secondcast.train(tmp_path / "other", cache_folder, config=recipe)
+
+
+@pytest.mark.parametrize("head", ["", '[build.a]\nteacher = "pocket"\n[train]\n'])
+def test_options_of_the_command_in_a_recipe_are_named_with_the_call_that_has_them(tmp_path, head):
+    recipe = tmp_path / "r.toml"
+    table = "train.stage" if head else "stage"
+    run = f'student = "pocket-tiny"\nquiet = true\n[[{table}]]\nsteps = 1\nbatch-size = 4\n'
+    recipe.write_text(f'{head}report-to = ["wandb"]\nmax-gpu-memory = "11GiB"\n{run}')
+    with pytest.raises(SettingsError) as raised:
+        secondcast.train(tmp_path / "run", config=recipe)
+    assert str(raised.value) == (
+        f"{recipe} has report-to and max-gpu-memory, which only the command reads from a recipe, expected keys of the "
+        "run: remove them and call secondcast.train(..., report_to=['wandb'], max_gpu_memory='11GiB')"
+    )
+    recipe.write_text(f'{head}device = "cpu"\n{run}')
+    with pytest.raises(
+        SettingsError, match=r"has device, .*: remove it and call secondcast\.train\(\.\.\., device='cpu'\)"
+    ):
+        secondcast.train(tmp_path / "run", config=recipe)
+    recipe.write_text(f"{head}{run}")
+    with pytest.raises(SettingsError, match="no cache is given"):
+        secondcast.train(tmp_path / "run", config=recipe)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda recipe: recipe.stem)
+def test_every_recipe_is_one_of_the_api(tmp_path, recipe):
+    budget = {"time_budget": "1h"} if "budget-share" in recipe.read_text() else {}
+    name = next(iter(tomllib.loads(recipe.read_text())["train"]["caches"]))
+    # The recipe is valid: only its caches are missing.
+    with pytest.raises(NotACacheError, match=f"{name}"):
+        secondcast.train(tmp_path / "run", config=recipe, **budget)
 
 
 def test_settings_without_a_loss_of_the_user_do_not_name_it():

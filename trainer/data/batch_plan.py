@@ -54,13 +54,16 @@ class BatchPlan:
         order = self._prompt_orders[at.number]
         return [] if order is None else order.batch(at.position)
 
-    def rows_of_part(self, at: StepOfStage, number: int) -> Rows:
-        """The rows of a part of a step; number: its place among the parts of all processes, one after the other."""
+    def rows_of_part(self, at: StepOfStage, number: int) -> tuple[Rows, bool]:
+        """The rows of a part of a step, and whether they are prompts beside its trajectories.
+
+        number: its place among the parts of all processes, one after the other.
+        """
         parts = at.stage.grad_accum_steps
         rank, number = divmod(number, at.stage.parts_per_process)
         of_prompts, part = divmod(number, parts)
         rows = self.prompt_rows(at) if of_prompts else self.rows(at)
-        return _parts(rows, self._ranks * parts)[rank * parts + part]
+        return _parts(rows, self._ranks * parts)[rank * parts + part], bool(of_prompts)
 
     def _own_parts(self, rows: Rows, count: int, timesteps_per_sample: int) -> list[Rows]:
         own = rank_slice(rows, rank=self._rank, ranks=self._ranks, rows_per_pass=count * timesteps_per_sample)

@@ -40,6 +40,7 @@ def find_run(run: Path, wanted: RunConfig) -> RunConfig | None:
             _check_lost_none(run)
             return None
         _check_same_run(found, wanted, run)
+        _check_variances(found, file)
         return found
     if run.is_dir() and any(not _is_left_over(path) and path.name != _LOCK_FILE for path in run.iterdir()):
         raise RunError(f"{run} has other files but no {CONFIG_FILE}, so it is not a run: give a new folder")
@@ -112,6 +113,15 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
                 f"{run} was started with {key.replace('_', '-')} = {was.get(key)}, not {now.get(key)}: the weights "
                 f"depend on it; give the original flags, or another folder"
             )
+
+
+def _check_variances(found: RunConfig, file: Path) -> None:
+    depths, measured = found.settings.depths, [one.blocks for one in found.stream_variances]
+    if not {*depths} <= {*measured}:
+        raise RunError(
+            f"{file} has stream_variances of depth-blocks {measured}, expected those of {depths}: the depth loss of "
+            f"this run divides by them; restore the file, or give a new run folder"
+        )
 
 
 def _check_same_names(found: RunConfig, wanted: RunConfig, run: Path) -> None:

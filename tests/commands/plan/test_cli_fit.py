@@ -152,11 +152,13 @@ def test_plan_says_beforehand_what_fit_will_choose(gpu, lines, capsys):
 @pytest.mark.thorough
 def test_a_size_goes_before_the_memory_of_the_card(capsys):
     facts = json.loads(secondcast(*DEV, "--gpu", "4090", "--max-gpu-memory", "16GiB", "--json", capsys=capsys)[1])
-    assert (
-        facts["verdicts"][0]
-        == "does not fit: training: 36.1 GiB, 38.1 with a margin, at 4 rows at once, the limit is 16.0 GiB"
+    assert facts["verdicts"][0] == (
+        "fits: training with --max-gpu-memory 16GiB: 14.6 GiB, 15.7 with a margin, at 4 rows at once, "
+        "the limit is 16.0 GiB"
     )
-    assert facts["verdicts"][-1] == "train --max-gpu-memory 16GiB chooses these options"
+    assert not any("chooses these options" in verdict for verdict in facts["verdicts"])
+    (fits,) = facts["fits"]
+    assert fits["fits"] and fits["needed_bytes"] == facts["ways"]["fitted"]["gpu_memory"]["needed_bytes"]
 
 
 @pytest.mark.thorough

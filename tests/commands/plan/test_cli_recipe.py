@@ -90,6 +90,18 @@ def test_what_does_not_fit_is_named_with_what_it_lacks_and_the_option_that_fixes
     assert "0.00 USD per hour of RTX 4070 " in said and "--train-price X" not in said
 
 
+def test_a_given_option_that_makes_the_training_fit_is_part_of_the_verdict(planned):
+    words = ["--build-gpu", "h100", "--train-gpu", "4070"]
+    _, advised = planned("flux-24gb", *words)
+    assert "train with --max-gpu-memory 12GiB" in advised["verdict"] and advised["fits"] is False
+    said, both = planned("flux-24gb", *words, "--max-gpu-memory", "12GiB")
+    assert both["fits"] is True and both["phases"][-1]["missing"] == []
+    assert both["phases"][-1]["needed_bytes"] < 12 * 2**30 and both["usd"] == advised["usd"]
+    assert both["verdict"].startswith("fits: ") and "train with" not in both["verdict"]
+    assert both["verdict"].endswith("(estimated); the training's --max-gpu-memory 12GiB is included")
+    assert "does not fit" not in said
+
+
 def test_a_text_stage_that_does_not_fit_runs_on_the_cpu_or_in_smaller_batches(planned):
     _, both = planned("flux-8gb", "--build-gpu", "4060", "--train-gpu", "4060")
     text, *_ = both["phases"]

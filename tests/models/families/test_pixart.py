@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import PixArtSigmaPipeline
 
+from secondcast.inspection.show import describe, trajectory_lines
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.counted import backbone_cost
 from secondcast.models.cost.gpu_memory import modulation_rows
@@ -108,6 +109,13 @@ def test_the_recorded_latents_and_text_are_the_unmodified_pipelines(teacher, pro
     ).images  # fmt: skip
     for trajectory, latent_SC in zip(trajectories, PIXART_SIGMA.packed(latents), strict=True):
         assert same_bits(trajectory.final_latent_SC, from_torch(latent_SC))
+
+
+def test_a_trajectory_is_shown_with_the_norm_of_the_predicted_noise(recorded):
+    facts = describe(Cache.open(recorded), 0)
+    assert facts["prediction"] == "noise"
+    said = "\n".join(trajectory_lines(facts, str(recorded)))
+    assert "noise norm" in said and "not finite: latent + noise" in said and "velocity" not in said
 
 
 def test_the_clean_latent_of_a_step_is_the_schedulers(teacher, recorded):
@@ -300,7 +308,8 @@ def test_a_plan_never_replaces_modulation_weights_that_are_not_there(recorded):
         assert modulation_rows(cost, MemoryOptions(modulation=modulation), 4) is None
 
 
-def test_prompts_that_are_cleaned_to_nothing_are_counted(teacher, tmp_path):
+@pytest.mark.parametrize("options", [{"steps": 1}, {"steps": 20, "text_only": True}], ids=["samples", "text"])
+def test_prompts_that_are_cleaned_to_nothing_are_counted(teacher, tmp_path, options):
     (tmp_path / "p.txt").write_text("two cats\ncat.png\n")
     said = list[str]()
 
@@ -308,7 +317,7 @@ def test_prompts_that_are_cleaned_to_nothing_are_counted(teacher, tmp_path):
         def say(self, text: str) -> None:
             said.append(text)
 
-    build(tmp_path / "c", teacher, tmp_path / "p.txt", steps=1, progress=Heard())
+    build_cache(tmp_path / "c", teacher, tmp_path / "p.txt", **options, progress=Heard())
     assert (
         "1 prompt of which the pipeline's cleaning leaves nothing (links, file names): recorded like the empty one"
         in said

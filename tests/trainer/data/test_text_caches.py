@@ -9,11 +9,12 @@ import torch
 
 from secondcast.models.teacher.context_projection import load_context_projection
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
-from secondcast.storage_schemas.errors import NoTrajectoriesError, SettingsError
+from secondcast.storage_schemas.errors import NonFiniteError, NoTrajectoriesError, SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import TrainingCache, split
 from secondcast.trainer.loop import Trainer
+from secondcast.trainer.losses import objective
 from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.vision import vision_loss
 from secondcast.trainer.settings import TrainSettings
@@ -114,6 +115,21 @@ def test_the_gradient_is_that_of_both_losses(tmp_path, text_folder, cache_folder
     expected = torch.cat([value.grad.flatten() for value in student.parameters()])
     # The same sums in another order, in fp32.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_a_loss_of_prompts_beside_trajectories_that_is_not_finite_names_them(
+    tmp_path, text_folder, cache_folder, dev_teacher, t5_config, monkeypatch
+):
+    monkeypatch.setattr(objective, "context_loss", lambda *batch: torch.inf * context_loss(*batch))
+    caches = {"cache": cache_folder, "text": text_folder}
+    with pytest.raises(NonFiniteError) as raised:
+        run_stages(tmp_path / "run", caches, dev_teacher, t5_config, VISION)
+    stopped = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert stopped["step"] == 0 and {*stopped["records"]} <= {prompt.id for prompt in Cache.open(text_folder).prompts}
+    assert str(raised.value) == (
+        f"context loss is inf at step 0, in the batch of {', '.join(stopped['records'])}: stopped, the last checkpoint "
+        "is intact; lower --learning-rate and run it again with a new run folder"
+    )
 
 
 def test_held_out_prompts_are_never_trained_on(tmp_path, text_folder, dev_teacher, t5_config):

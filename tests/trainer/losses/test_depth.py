@@ -10,7 +10,7 @@ import torch
 
 from secondcast.models.families.flux import FLUX
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
-from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.errors import RunError, SettingsError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.losses.depth import _records, depth_errors, measure_variances
 from secondcast.trainer.losses.validation import validation_rows
@@ -170,6 +170,26 @@ def test_a_resumed_run_divides_by_the_variances_that_it_began_with(
     teach(tmp_path / "other")
     losses = [[entry["loss"] for entry in entries(tmp_path / name) if "kind" in entry] for name in ("whole", "other")]
     assert losses[0][:2] == losses[1][:2] and losses[0][2:] != losses[1][2:]
+
+
+@pytest.mark.parametrize("lost", ["key", "blocks"])
+def test_a_run_whose_config_lost_its_variances_is_not_resumed(tmp_path, cache_folder, dev_teacher, t5_config, lost):
+    teach = partial(run_training, cache=cache_folder, teacher=dev_teacher, student=t5_config, **DEPTH)
+    with pytest.raises(KeyboardInterrupt):
+        teach(tmp_path / "run", progress=StopAfter(3))
+    file = tmp_path / "run/config.json"
+    config = json.loads(file.read_bytes())
+    if lost == "key":
+        del config["stream_variances"]
+    else:
+        config["stream_variances"][0]["blocks"] = 2
+    file.write_text(json.dumps(config))
+    with pytest.raises(RunError) as raised:
+        teach(tmp_path / "run")
+    assert str(raised.value) == (
+        f"{file} has stream_variances of depth-blocks {[] if lost == 'key' else [2]}, expected those of [1]: the depth "
+        f"loss of this run divides by them; restore the file, or give a new run folder"
+    )
 
 
 @pytest.mark.thorough
