@@ -1,10 +1,12 @@
 """Generates images with a text encoder in place of the large one, from the same noise for every text encoder."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from secondcast.evaluation.pictures.control_images import ControlImages
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.generating import TEACHER, GenerateOptions
@@ -21,8 +23,10 @@ from secondcast.models.memory.peak import release_memory
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.memory.streaming import check_placement
 from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.controlnet import ControlNetFolder
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.lora import Lora
+from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.teacher.text_encoder import load_conditioning_encoder
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.progress import Progress, counted, size_text
@@ -65,14 +69,15 @@ def generate(
         quantize=asked.quantize_text_encoder,
     )  # fmt: skip
     lora = None if asked.lora is None else Lora.read(asked.lora, teacher.family, asked.lora_scale)
-    settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
+    controlnet, controls = _control(asked, teacher, prompts)
+    settings = _settings(asked, teacher, encoder, controlnet)
     texts, pooled_varies = list(prompts), settings.pooled == "clip"
     guided = teacher.family.guidance_rule == "cfg"
     batch_size = max(1, min(batch_size, len(texts)))
-    options = _placed_options(settings, teacher, encoder, memory, memory_bytes, batch_size, progress)
+    options = _placed_options(settings, teacher, encoder, controlnet, memory, memory_bytes, batch_size, progress)
     pictures = PictureFolder.open(
         folder, settings, texts, samples=asked.samples_per_prompt, categories=categories,
-        earlier_digest=encoder.weights_digest,
+        controls=None if controls is None else controls.digests, earlier_digest=encoder.weights_digest,
     )  # fmt: skip
     _warn_about_guidance(settings.guidance, encoder, progress)
     missing, count = pictures.missing, pictures.missing_count
@@ -92,7 +97,7 @@ def generate(
                 teacher, resolution=None, height=settings.height, width=settings.width,
                 text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
                 dtype=dtype, device=device, options=options, batch_rows=batch_size,
-                pooled_varies=pooled_varies, lora=lora,
+                pooled_varies=pooled_varies, lora=lora, controlnet=controlnet,
             )  # fmt: skip
             beside = load_conditioning_encoder(teacher, dtype=dtype, device=device) if pooled_varies else None
             negative = embeddings.negative(beside) if guided else None
@@ -100,7 +105,10 @@ def generate(
                 batch = [texts[number] for number in numbers]
                 embedding_BTD, conditioning = embeddings.of(numbers), embeddings.conditioning(batch, beside)
                 for sample in pictures.missing_samples(numbers):
-                    images_BHWC = generator.pictures(embedding_BTD, batch, conditioning, negative, sample_index=sample)
+                    images_BHWC = generator.pictures(
+                        embedding_BTD, batch, conditioning, negative, sample_index=sample,
+                        control_images=() if controls is None else controls.images(numbers, sample),
+                    )  # fmt: skip
                     bar.advance(pictures.add(numbers, images_BHWC, sample=sample))
             del generator, beside
             release_memory(device)
@@ -108,10 +116,24 @@ def generate(
     return count
 
 
+def _control(
+    asked: GenerateOptions, teacher: TeacherFolder, prompts: Sequence[str]
+) -> tuple[ControlNetFolder | None, ControlImages | None]:
+    if asked.controlnet is None or asked.control_images is None:
+        return None, None
+    return (
+        ControlNetFolder.read(asked.controlnet, teacher, asked.controlnet_scale),
+        ControlImages.read(
+            asked.control_images, prompts, samples=asked.samples_per_prompt, geometry=teacher.geometry(asked)
+        ),
+    )
+
+
 def _placed_options(
     settings: PictureSettings,
     teacher: TeacherFolder,
     encoder: TextEncoder,
+    controlnet: ControlNetFolder | None,
     memory: SamplingMemory,
     memory_bytes: float | None,
     batch_size: int,
@@ -123,6 +145,11 @@ def _placed_options(
     if memory_bytes is None:
         return options
     cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
+    if controlnet is not None:
+        geometry = teacher.geometry(ImageSize(height=settings.height, width=settings.width))
+        added = controlnet.added_bytes(geometry.image_tokens, cost.dtype_bytes)
+        weights = cost.dtype_bytes * controlnet.parameters
+        cost = replace(cost, beside_bytes=cost.beside_bytes + weights, row_bytes=cost.row_bytes + added)
     placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.held)
     progress.say(placed.text(memory_bytes))
     return placed.options
@@ -207,25 +234,30 @@ def _passes(batches: Sequence[range], encoder: TextEncoder) -> Iterator[Sequence
         yield batches[first : first + count]
 
 
-def _settings(asked: GenerateOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
+def _settings(
+    asked: GenerateOptions, teacher: TeacherFolder, encoder: TextEncoder, controlnet: ControlNetFolder | None
+) -> PictureSettings:
     geometry = teacher.geometry(asked)
     pooled = teacher.family.pooled_choice(asked.pooled)
     teacher.family.check_guidance([asked.guidance])
     parts: tuple[Role, ...] = ("transformer", "vae")
     if pooled == "clip":
         parts = (*parts, *(encoder for encoder, _ in teacher.family.conditioning_roles))
+    guided = teacher.family.takes_guidance(teacher.config("transformer"))
+    guided = guided or (controlnet is not None and controlnet.takes_guidance)
     return PictureSettings.from_flags(
-        student=student,
+        student=encoder.digest,
         teacher=digest([*(teacher.weight_hashes(part) for part in parts), teacher.config("scheduler")]),
-        text_length=text_length,
+        text_length=encoder.text_length,
         height=geometry.height,
         width=geometry.width,
         steps=asked.steps,
         schedule="diffusers",
-        guidance=asked.guidance if teacher.family.takes_guidance(teacher.config("transformer")) else None,
+        guidance=asked.guidance if guided else None,
         seed=asked.seed,
         dtype=asked.dtype,
         pooled=pooled,
         quantize=asked.quantize,
         lora=None if asked.lora is None else (weight_sha256(asked.lora), asked.lora_scale),
+        controlnet=None if controlnet is None else (controlnet.digest, controlnet.scale),
     )

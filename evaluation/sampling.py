@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.encoders.interface import Conditioning
@@ -15,6 +16,7 @@ from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.sampler import bound, sample
 from secondcast.models.schedule import Schedule
+from secondcast.models.teacher.controlnet import Control, ControlNet, ControlNetFolder
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.lora import Lora
@@ -53,6 +55,7 @@ class Generator:
     teacher: TeacherFolder
     guidance: float
     seed: int
+    controlnet: ControlNet | None = None
 
     @classmethod
     def open(
@@ -72,6 +75,7 @@ class Generator:
         batch_rows: int | None = None,
         pooled_varies: bool = False,
         lora: Lora | None = None,
+        controlnet: ControlNetFolder | None = None,
     ) -> "Generator":
         """Load transformer, scheduler and VAE of a teacher, without its text encoder.
 
@@ -79,7 +83,7 @@ class Generator:
         text_length: default: the teacher's, which its tokenizer states.
         batch_rows: usual number of rows per call, for a modulation table; None: without a table.
         pooled_varies: whether pooled vectors will be given.
-        lora: of the transformer.
+        lora, controlnet: of the transformer.
         """
         geometry = teacher.geometry(ImageSize(resolution=resolution, height=height, width=width))
         schedule = teacher.family.schedule(
@@ -109,6 +113,7 @@ class Generator:
             teacher=teacher,
             guidance=guidance,
             seed=seed,
+            controlnet=None if controlnet is None else controlnet.load(dtype=dtype, device=device),
         )
 
     def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -135,6 +140,7 @@ class Generator:
         conditioning: Conditioning | None = None,
         negative: Text | None = None,
         sample_index: int = 0,
+        control_images: Sequence[Image.Image] = (),
     ) -> Array:
         """Sample uint8 images [B, H, W, 3] from one batch of embeddings.
 
@@ -142,6 +148,7 @@ class Generator:
 
         conditioning: default: zero as pooled vectors.
         negative: one row, for classifier-free guidance.
+        control_images: of each prompt, with a ControlNet.
         """
         backbone, geometry = self.backbone, self.geometry
         noise = [
@@ -159,5 +166,8 @@ class Generator:
         if conditioning is None:
             conditioning = backbone.zero_pooled(len(prompts))
         text = Text(embedding_BTD=embedding_BTD.to(backbone.dtype), conditioning=conditioning)
-        walk = sample(bound(backbone, text, guidance_B, negative), noise_BSC, self.schedule)
+        control = None
+        if self.controlnet is not None:
+            control = Control(controlnet=self.controlnet, latent_BSC=self.decoder.encode(control_images))
+        walk = sample(bound(backbone, text, guidance_B, negative, control), noise_BSC, self.schedule)
         return self.decoder.decode(walk.final_latent_BSC)

@@ -24,6 +24,7 @@ from secondcast.models.memory.options import PLAIN, MemoryOptions, takes_host
 from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
 from secondcast.models.teacher.configs import family_of_folder
+from secondcast.models.teacher.controlnet import Control
 from secondcast.models.teacher.folder import part_source
 from secondcast.models.teacher.lora import Lora
 from secondcast.models.weights.checked_loading import load_checked
@@ -204,6 +205,7 @@ class Backbone:
         guidance_B: torch.Tensor | None,
         *,
         modulation_BM: torch.Tensor | None = None,
+        control: Control | None = None,
     ) -> torch.Tensor:
         """velocity_BSC, for any number of text tokens. Gradients flow to `encoder_hidden_states_BTD`.
 
@@ -211,17 +213,24 @@ class Backbone:
         guidance_B: fp32, as in the pipeline.
         modulation_BM: result of host_modulation for these rows; None computes it now and waits for it.
 
+        control: a ControlNet with the control images of these rows.
+
         Raises SettingsError for conditions that a modulation table does not contain.
         """
-        conditioning = self._with_modulation(timestep_B, guidance_B, conditioning, modulation_BM)
+        transformer, positions = self.transformer, self._positions_for(encoder_hidden_states_BTD.shape[1])
+        conditioning = self._in_dtype(conditioning)
+        if control is not None:
+            # It has modulation weights of its own: pooled vectors, not what replaces them.
+            rows = (hidden_states_BSC, encoder_hidden_states_BTD, conditioning[POOLED], timestep_B, guidance_B)
+            transformer = control.bound_to(transformer, *rows, positions)
         return self.family.call(
-            self.transformer,
+            transformer,
             hidden_states_BSC,
             encoder_hidden_states_BTD,
-            conditioning,
+            self._with_modulation(timestep_B, guidance_B, conditioning, modulation_BM),
             timestep_B,
             guidance_B if self.takes_guidance else None,
-            self._positions_for(encoder_hidden_states_BTD.shape[1]),
+            positions,
         )
 
     @property
@@ -241,7 +250,7 @@ class Backbone:
         modulation_BM: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden_states_BSI and encoder_hidden_states_BTI after the first `blocks` blocks; see `predict`."""
-        conditioning = self._with_modulation(timestep_B, guidance_B, conditioning, modulation_BM)
+        conditioning = self._with_modulation(timestep_B, guidance_B, self._in_dtype(conditioning), modulation_BM)
         return self.family.streams(
             self.transformer,
             blocks,
@@ -276,14 +285,15 @@ class Backbone:
         conditioning: Conditioning,
         modulation_BM: torch.Tensor | None,
     ) -> Conditioning:
-        """Conditioning in the transformer's dtype; in place of pooled what a table or the host has computed."""
-        conditioning = {
-            name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in conditioning.items()
-        }
+        """Conditioning with, in place of pooled, what a table or the host has computed."""
         if self.modulation is None:
             return conditioning
         taken = self._in_place_of_pooled(timestep_B, guidance_B, conditioning[POOLED], modulation_BM)
         return {**conditioning, POOLED: taken}
+
+    def _in_dtype(self, conditioning: Conditioning) -> Conditioning:
+        """Conditioning in the transformer's dtype."""
+        return {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in conditioning.items()}
 
     @contextmanager
     def called_by_a_pipeline(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from diffusers import DPMSolverMultistepScheduler
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.text import Text
 from secondcast.models.schedule import Schedule
+from secondcast.models.teacher.controlnet import Control
 
 # predict(x_BSC, timestep_B) -> the velocity_BSC to record and the one that moves the latent, with text, conditioning
 # and guidance bound in. Without classifier-free guidance they are the same.
@@ -79,17 +80,26 @@ def guided(negative_BSC: torch.Tensor, conditional_BSC: torch.Tensor, guidance_B
     return negative_BSC + moved_BSC.to(difference_BSC.dtype)
 
 
-def bound(backbone: Backbone, text: Text, guidance_B: torch.Tensor | None, negative: Text | None = None) -> Predict:
+def bound(
+    backbone: Backbone,
+    text: Text,
+    guidance_B: torch.Tensor | None,
+    negative: Text | None = None,
+    control: Control | None = None,
+) -> Predict:
     """The backbone with text and guidance of a batch.
 
     guidance_B: fp32; None where the teacher takes none.
     negative: one row, or one of each of the batch, for classifier-free guidance: one call has the negative's rows
         first and then those of the text, as in the pipeline, and the conditional prediction is the one to record.
+    control: without a negative prompt: a ControlNet with the control images of the batch.
     """
     if negative is None:
 
         def predict(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            velocity_BSC = backbone.predict(x_BSC, text.embedding_BTD, text.conditioning, timestep_B, guidance_B)
+            velocity_BSC = backbone.predict(
+                x_BSC, text.embedding_BTD, text.conditioning, timestep_B, guidance_B, control=control
+            )
             return velocity_BSC, velocity_BSC
 
         return predict

@@ -7,10 +7,10 @@ from typer.core import TyperGroup
 from secondcast.storage_schemas.io.home import expand_home
 
 PLACES = frozenset({
-    "a", "b", "backbone", "cache", "clip_model", "compbench_clip_model", "config", "copy", "disk", "evaluations",
-    "fid_weights", "folder", "folders", "ids", "local_cache_dir", "lora", "ocr_model", "out", "out_file", "out_path",
-    "phrases", "prompts", "ray_runtime_env", "recipe", "reference", "run", "runs", "sample_grid", "scores", "source",
-    "sources", "student", "students", "target", "teacher", "vqa_model",
+    "a", "b", "backbone", "cache", "clip_model", "compbench_clip_model", "config", "control_images",
+    "controlnet", "copy", "disk", "evaluations", "fid_weights", "folder", "folders", "ids", "local_cache_dir", "lora",
+    "ocr_model", "out", "out_file", "out_path", "phrases", "prompts", "ray_runtime_env", "recipe", "reference", "run",
+    "runs", "sample_grid", "scores", "source", "sources", "student", "students", "target", "teacher", "vqa_model",
 })  # fmt: skip
 """Names of such parameters in the functions of commands; some also accept a hub name or a URL."""
 

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,7 +28,7 @@ class PictureSettings(Flags):
 
     student, teacher: digests of the weights, for a student of all its files.
     guidance: None where the backbone takes none. pooled: the pooled text input.
-    lora: sha256 of its file, and its scale.
+    lora: sha256 of its file, and its scale. controlnet: digest of its folder, and its scale.
     """
 
     student: str
@@ -45,12 +45,14 @@ class PictureSettings(Flags):
     # Folders of earlier versions do not state it.
     quantize: Quantization = "none"
     lora: tuple[str, float] | None = None
+    controlnet: tuple[str, float] | None = None
 
 
 class IndexEntry(Record):
     """One line of the index; `file` is relative to the folder.
 
     sample: number of the image among those of its prompt. categories: source names of the prompt.
+    control: digest of its control image.
     """
 
     number: int
@@ -58,9 +60,10 @@ class IndexEntry(Record):
     file: str
     seed: int
     guidance: float | None
-    # Both are written only if not empty: earlier indices do not have them.
+    # These are written only if not empty: earlier indices do not have them.
     sample: int = Field(default=0, ge=0)
     categories: tuple[str, ...] = ()
+    control: str = ""
 
 
 class PictureFolder:
@@ -74,9 +77,11 @@ class PictureFolder:
         *,
         samples: int = 1,
         categories: Sequence[tuple[str, ...]] | None = None,
+        controls: Mapping[tuple[int, int], str] | None = None,
     ) -> None:
         self.folder, self.settings, self.prompts, self.samples = folder, settings, prompts, samples
         self._categories = categories if categories is not None else [()] * len(prompts)
+        self._controls = controls or {}
         self._entries: dict[tuple[int, int], IndexEntry] = {}
 
     @classmethod
@@ -88,16 +93,18 @@ class PictureFolder:
         *,
         samples: int = 1,
         categories: Sequence[tuple[str, ...]] | None = None,
+        controls: Mapping[tuple[int, int], str] | None = None,
         earlier_digest: str | None = None,
     ) -> Self:
         """Create a new folder or resume one, possibly with more prompts or samples.
 
         samples: images per prompt. categories: source names of each prompt.
+        controls: digests of control images by number and sample; None without a ControlNet.
         earlier_digest: digest of the same student in earlier versions, accepted as equal.
 
         Raises SettingsMismatchError for images with other settings or prompts, SettingsError for other files.
         """
-        opened = cls(folder, settings, prompts, samples=samples, categories=categories)
+        opened = cls(folder, settings, prompts, samples=samples, categories=categories, controls=controls)
         file = folder / SETTINGS_FILE
         if file.is_file():
             opened._check_same_settings(file, earlier_digest)
@@ -158,6 +165,7 @@ class PictureFolder:
             guidance=self.settings.guidance,
             sample=sample,
             categories=self._categories[number],
+            control=self._controls.get((number, sample), ""),
         )
 
     def _check_same_settings(self, file: Path, earlier_digest: str | None) -> None:
@@ -191,6 +199,12 @@ class PictureFolder:
                     f"{self.folder} has prompt {number} = {entry.prompt!r}, requested {self.prompts[number]!r}: "
                     f"images are numbered by prompt; give the prompts in the same order, or another --out"
                 )
+            control = self._controls.get((number, entry.sample), entry.control)
+            if entry.control != control:
+                raise SettingsMismatchError(
+                    f"{self.folder} has {entry.file} made with the control image {entry.control[:12]}, requested "
+                    f"{control[:12]}: images of both must not be mixed; give another --out"
+                )
             if number < len(self.prompts) and self._categories[number]:
                 entry = entry.model_copy(update={"categories": self._categories[number]})
             name = picture_name(number, entry.prompt, entry.sample)
@@ -212,7 +226,7 @@ def picture_name(number: int, prompt: str, sample: int = 0) -> str:
 
 def _line(entry: IndexEntry) -> str:
     value: dict[str, Any] = entry.json_value()
-    for optional in ("sample", "categories"):
+    for optional in ("sample", "categories", "control"):
         if not value[optional]:
             del value[optional]
     return json.dumps(value, ensure_ascii=False) + "\n"

@@ -53,12 +53,23 @@ class PictureOptions(ImageSize):
 
 
 class GenerateOptions(PictureOptions):
-    """Also what changes the weights, which no plan counts."""
+    """Also what changes or joins the weights, which no plan counts."""
 
     lora: Annotated[Path | None, Flag(group=_IMAGES, metavar="FILE")] = Field(
         default=None, description="LoRA of the transformer (safetensors), merged into its weights."
     )
     lora_scale: Annotated[float, Flag(group=_IMAGES)] = Field(default=1.0, description="Scale of --lora.")
+    controlnet: Annotated[Path | None, Flag(group=_IMAGES, metavar="DIR")] = Field(
+        default=None, description="ControlNet of FLUX.1: a folder of diffusers with config.json and safetensors."
+    )
+    control_images: Annotated[Path | None, Flag(group=_IMAGES, metavar="DIR")] = Field(
+        default=None,
+        description="Folder with a control image for each prompt, named as the images of this command, or NUMBER.png "
+        "with six digits, from 000000.png.",
+    )
+    controlnet_scale: Annotated[float, Flag(group=_IMAGES)] = Field(
+        default=1.0, description="Scale of what --controlnet adds."
+    )
     quantize_text_encoder: Annotated[TextQuantization | None, Flag(group=MEMORY)] = Field(
         default=None,
         description="Quantize the text encoder of `teacher` to 8 or 4 bits. A student is quantized by export.",
@@ -68,4 +79,13 @@ class GenerateOptions(PictureOptions):
     def _scale_has_an_effect(self) -> Self:
         if self.lora is None and "lora_scale" in self.model_fields_set:
             raise SettingsError("--lora-scale has no effect without --lora: remove it, or give both")
+        return self
+
+    @model_validator(mode="after")
+    def _controlnet_has_images(self) -> Self:
+        if (self.controlnet is None) != (self.control_images is None):
+            given, missing = ("controlnet", "control-images")[:: 1 if self.controlnet else -1]
+            raise SettingsError(f"--{given} is given without --{missing}: give both, or neither")
+        if self.controlnet is None and "controlnet_scale" in self.model_fields_set:
+            raise SettingsError("--controlnet-scale has no effect without --controlnet: remove it, or give both")
         return self

@@ -83,6 +83,7 @@ class Family(ABC):
     masks_text: whether text encoder and transformer read the tokens of the text alone, and not the padding behind it.
     text_layers: the hidden layers of the text encoder that are read, side by side; None: its last one.
     student: the usual student of a plan: a name of STUDENT_SIZES.
+    controlnet: class of diffusers of its ControlNets; None: not supported.
     tokenizer_files: those of the large tokenizer, which caches and students include.
     text_cleaning: how the pipeline changes a text before it is tokenised; None: not at all.
     """
@@ -105,6 +106,7 @@ class Family(ABC):
     text_cleaning: Literal["clean-caption"] | None = None
     text_layers: tuple[int, ...] | None = None
     student: str = "base"
+    controlnet: str | None = None
     tokenizer_files: tuple[str, ...] = (
         *("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     )
@@ -278,6 +280,13 @@ class Family(ABC):
     @abstractmethod
     def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
         """Packed latents as a VAE of diffusers decodes them."""
+
+    def vae_output(self, latents: "torch.Tensor", vae: Any) -> "torch.Tensor":
+        """The inverse of `vae_input`: packed latents, [B, S, C], of what a VAE of diffusers encodes.
+
+        Of families with ControlNets.
+        """
+        raise TypeError(f"images are not encoded for {self.title}")
 
     @abstractmethod
     def schedule(

@@ -84,6 +84,14 @@ class Flux(ReadsT5):
         latents: torch.Tensor = FluxPipeline._unpack_latents(latent_BSC, geometry.height, geometry.width, scale)
         return latents / vae.config.scaling_factor + vae.config.shift_factor
 
+    def vae_output(self, latents: "torch.Tensor", vae: Any) -> "torch.Tensor":
+        """Shifted and scaled, then packed. Source: FluxControlNetPipeline.__call__."""
+        from diffusers import FluxPipeline
+
+        scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        packed_BSC: torch.Tensor = FluxPipeline._pack_latents(scaled, *scaled.shape)
+        return packed_BSC
+
     def schedule(
         self,
         name: ScheduleName,
@@ -319,6 +327,7 @@ FLUX = Flux(
         "FLUX.1-Krea-dev": _dev_licence("FLUX.1-Krea-dev"),
     },
     pipeline="FluxPipeline",
+    controlnet="FluxControlNetModel",
     **_SHARED,
 )
 FLUX_KONTEXT = FluxKontext(

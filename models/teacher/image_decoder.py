@@ -1,12 +1,14 @@
-"""Decode packed latents to pictures with the teacher's VAE, as its pipeline does."""
+"""Decode packed latents to pictures with the teacher's VAE, as its pipeline does, and encode control images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import diffusers
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry, recorded_geometry
@@ -18,7 +20,7 @@ from secondcast.storage_schemas.schema.recording import Sampling
 
 
 class ImageDecoder:
-    """The VAE's decoder for one geometry, in fp32."""
+    """The VAE for one geometry, in fp32."""
 
     def __init__(self, vae: Any, family: Family, geometry: Geometry) -> None:
         self._vae = vae.eval().requires_grad_(False)
@@ -46,6 +48,19 @@ class ImageDecoder:
         """uint8 images, [B, H, W, 3], of packed latents of any float dtype."""
         parts = latent_BSC.split(self._geometry.decoded_at_once)
         return np.concatenate([self._decoded(part_BSC) for part_BSC in parts])
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Packed latents, [B, S, C], of RGB images, which are resized to the geometry as pipelines do.
+
+        They are the means of the VAE's distribution. Pipelines draw from it, so that a control image has other latents
+        in each call.
+        """
+        pixels = VaeImageProcessor().preprocess(list(images), height=self._geometry.height, width=self._geometry.width)
+        # A call of the encoder needs less memory than one of the decoder.
+        parts = pixels.to(self._vae.device).split(self._geometry.decoded_at_once)
+        latents = torch.cat([self._vae.encode(part).latent_dist.mode() for part in parts])
+        return self._family.vae_output(latents, self._vae)
 
     def _decoded(self, latent_BSC: torch.Tensor) -> Array:
         packed_BSC = latent_BSC.to(device=self._vae.device, dtype=torch.float32)

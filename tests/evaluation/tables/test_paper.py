@@ -21,9 +21,11 @@ from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.pocket.scorer import score
 from secondcast.pocket.world import captions
+from secondcast.storage_schemas.io.digests import xxh3_128
 from tests.commands.test_cli import secondcast
 from tests.evaluation.image_metrics.tiny_networks import make_blip, make_clip
 from tests.inspection.report.browser import tab
+from tests.models.teacher.test_controlnet import make_controlnet
 
 __all__ = ["tab"]
 
@@ -241,6 +243,34 @@ def test_a_shorter_list_of_prompts_scores_none_of_the_others_and_a_broken_image_
         "cannot be read" in cell.failed for key, cell in rows["tiny"].cells.items() if key.startswith("captions")
     )
     assert rows["teacher"].cells["captions / colour"].failed is None
+
+
+def test_a_row_with_a_controlnet_takes_the_control_images_of_its_prompts(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").symlink_to(made[0] / "tiny")
+    (tmp_path / "edges").symlink_to(images_of(made[0], "teacher"))
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    (tmp_path / "other.txt").write_text(captions(1, seed=1, split="train")[0] + "\n")
+    make_controlnet(tmp_path / "net", TEACHER_FOLDER)
+    (tmp_path / "table.toml").write_text(
+        '[generate]\nteacher = "pocket"\nsteps = 1\ndtype = "float32"\n'
+        '[prompts.captions]\nsource = "captions.txt"\nmetrics = ["pocket"]\n'
+        '[prompts.other]\nsource = "other.txt"\nmetrics = ["pocket"]\n'
+        '[rows.tiny]\nstudent = "tiny"\n[rows.teacher]\nstudent = "teacher"\n'
+        '[rows.controlled]\nstudent = "tiny"\ncontrolnet = "net"\ncontrol-images = "edges"\ncontrolnet-scale = 0.5\n'
+    )
+    code, _, heard = paper(capsys=capsys)
+    assert code == 1, heard
+    rows = {row.name: row for row in table_of(tmp_path).rows}
+    assert rows["controlled"].changes == "control-images edges, controlnet net, controlnet-scale 0.5"
+    for key, cell in rows["controlled"].cells.items():
+        # The folder has no control image of the other prompt.
+        why = None if key.startswith("captions") else "edges has no control image of prompt 0: expected 000000-"
+        assert (cell.failed is None) if why is None else cell.failed.startswith(why)
+    index = (images_of(tmp_path, "controlled") / "index.jsonl").read_text().splitlines()
+    controls = [json.loads(line)["control"] for line in index]
+    images = [(images_of(made[0], "teacher") / json.loads(line)["file"]).read_bytes() for line in index]
+    assert controls == [xxh3_128(image) for image in images]
 
 
 @pytest.mark.slow
