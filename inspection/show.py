@@ -11,7 +11,8 @@ from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Manifest, Sampling
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import Sampling
 
 # What a transformer predicts, by the prediction_type of a recorded scheduler; without one the velocity of a flow.
 _PREDICTED = {"epsilon": "noise", "v_prediction": "velocity"}
