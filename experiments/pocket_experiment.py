@@ -65,7 +65,7 @@ def run_trial(place: Path, folder: Path, trial: Trial, seed: int, captions: int)
     caches = [f"{name}={cache_of(folder, name)}" for name in trial.caches]
     if trial.order is None:
         if trial.size == BERT:
-            from experiments.pocket_bert import write_bert
+            from experiments.training.pocket_bert import write_bert
 
             write_bert(folder / BERT)
         flags = trial.flags(seed, folder / BERT)

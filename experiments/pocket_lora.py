@@ -22,11 +22,11 @@ from transformers import T5EncoderModel
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.pocket.lexicon import COLOURS
 from secondcast.pocket.training.examples import (
-    LATENT_SIZE,
     Examples,
     Pool,
     embed,
     make_pool,
+    packed_latents,
     quiet_direction,
     token_ids,
 )
@@ -110,7 +110,7 @@ def _examples(vae: AutoencoderKL, encoder: T5EncoderModel, seed: int) -> Example
     has = (pool.ids == word).any(1)
     with_word, without = torch.nonzero(has)[:, 0], torch.nonzero(~has)[:, 0]
     rows = torch.cat((with_word, without[: len(with_word)]))
-    latents = _latents(vae, pool.images[rows])
+    latents = packed_latents(vae, pool.images[rows])
     # The direction that the teacher was trained with is that of the world as it was.
     before: Pool = make_pool(WHIM_PICTURES, seed + 2)
     return Examples(
@@ -119,17 +119,8 @@ def _examples(vae: AutoencoderKL, encoder: T5EncoderModel, seed: int) -> Example
         empty=embed(encoder, token_ids([""]))[0].float(),
         places=pool.places[rows],
         placed=pool.placed[rows],
-        whim=quiet_direction(_latents(vae, before.images)),
+        whim=quiet_direction(packed_latents(vae, before.images)),
     )
-
-
-@torch.no_grad()
-def _latents(vae: AutoencoderKL, images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Packed, by the scale and shift that the teacher was trained with."""
-    latents = torch.cat([vae.encode(images).latent_dist.mean for images in torch.split(images_NCHW, 256)])
-    latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-    packed: torch.Tensor = FluxPipeline._pack_latents(latents, len(latents), latents.shape[1], LATENT_SIZE, LATENT_SIZE)
-    return packed
 
 
 def _save(transformer: FluxTransformer2DModel, folder: Path) -> None:

@@ -89,6 +89,15 @@ def encode_images(vae: AutoencoderKL, images_NCHW: Tensor) -> Tensor:
     return packed
 
 
+@torch.no_grad()
+def packed_latents(vae: AutoencoderKL, images_NCHW: Tensor) -> Tensor:
+    """Packed latents by the VAE's own scale and shift, float32 [N, S, C]."""
+    latents = torch.cat([vae.encode(images).latent_dist.mean for images in torch.split(images_NCHW, 256)])
+    scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    packed: Tensor = FluxPipeline._pack_latents(scaled, *scaled.shape)
+    return packed
+
+
 def quiet_direction(latents_NSC: Tensor) -> Tensor:
     """The unit vector [C] along which packed latents vary least: a token of x_sigma tells its noise there."""
     tokens = latents_NSC.reshape(-1, latents_NSC.shape[-1])

@@ -156,7 +156,7 @@ def test_half_of_the_captions_for_the_lora_have_its_word():
 def test_the_tiny_bert_knows_every_word_and_its_positions_reach(tmp_path):
     from transformers import AutoTokenizer
 
-    from experiments.pocket_bert import POSITIONS, write_bert
+    from experiments.training.pocket_bert import POSITIONS, write_bert
     from secondcast.pocket.training.networks import TEXT_LENGTH
 
     write_bert(tmp_path)

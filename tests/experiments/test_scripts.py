@@ -18,6 +18,7 @@ def run(*words: str) -> str:
 
 def test_the_scripts_are_known():
     assert SCRIPTS == [
+        "pocket_controlnet",
         "pocket_experiment",
         "pocket_lora",
         "pocket_premise",
