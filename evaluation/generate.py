@@ -60,6 +60,8 @@ def generate(
     Batches are defined by prompt numbers and have one sample of each prompt, so that a resumed run, and one with more
     samples, gives the same images as an uninterrupted one.
     """
+    # Before the text encoder is loaded.
+    controlnet, controls = _control(asked, teacher, prompts)
     dtype = DTYPES[asked.dtype]
     text_device = device
     if student == TEACHER and device.type == "cuda" and memory_bytes is not None:
@@ -69,7 +71,6 @@ def generate(
         quantize=asked.quantize_text_encoder,
     )  # fmt: skip
     lora = None if asked.lora is None else Lora.read(asked.lora, teacher.family, asked.lora_scale)
-    controlnet, controls = _control(asked, teacher, prompts)
     settings = _settings(asked, teacher, encoder, controlnet)
     texts, pooled_varies = list(prompts), settings.pooled == "clip"
     guided = teacher.family.guidance_rule == "cfg"
@@ -242,7 +243,7 @@ def _settings(
     teacher.family.check_guidance([asked.guidance])
     parts: tuple[Role, ...] = ("transformer", "vae")
     if pooled == "clip":
-        parts = (*parts, *(encoder for encoder, _ in teacher.family.conditioning_roles))
+        parts = (*parts, *(role for role, _ in teacher.family.conditioning_roles))
     guided = teacher.family.takes_guidance(teacher.config("transformer"))
     guided = guided or (controlnet is not None and controlnet.takes_guidance)
     return PictureSettings.from_flags(

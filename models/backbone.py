@@ -212,7 +212,6 @@ class Backbone:
         timestep_B: as in the schedule, of `timestep_dtype`.
         guidance_B: fp32, as in the pipeline.
         modulation_BM: result of host_modulation for these rows; None computes it now and waits for it.
-
         control: a ControlNet with the control images of these rows.
 
         Raises SettingsError for conditions that a modulation table does not contain.
