@@ -1,7 +1,7 @@
 """Generates images with a text encoder in place of the large one, from the same noise for every text encoder."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.teacher.text_encoder import load_conditioning_encoder
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.progress import Progress, counted, size_text
+from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT
 
 # Of the free host memory, for embeddings that wait for the transformer.
@@ -62,18 +63,17 @@ def generate(
     """
     # Before the text encoder is loaded.
     controlnet, controls = _control(asked, teacher, prompts)
-    dtype = DTYPES[asked.dtype]
     text_device = device
     if student == TEACHER and device.type == "cuda" and memory_bytes is not None:
         text_device = _text_device(teacher, device, memory_bytes, progress)
     encoder = open_text_encoder(
-        student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device,
+        student, teacher, text_length=asked.text_length, dtype=DTYPES[asked.dtype], device=text_device,
         quantize=asked.quantize_text_encoder,
     )  # fmt: skip
     lora = None if asked.lora is None else Lora.read(asked.lora, teacher.family, asked.lora_scale)
+    controlnet, controls = _control(asked, teacher, prompts)
     settings = _settings(asked, teacher, encoder, controlnet)
-    texts, pooled_varies = list(prompts), settings.pooled == "clip"
-    guided = teacher.family.guidance_rule == "cfg"
+    texts = list(prompts)
     batch_size = max(1, min(batch_size, len(texts)))
     options = _placed_options(settings, teacher, encoder, controlnet, memory, memory_bytes, batch_size, progress)
     pictures = PictureFolder.open(
@@ -81,40 +81,75 @@ def generate(
         controls=None if controls is None else controls.digests, earlier_digest=encoder.weights_digest,
     )  # fmt: skip
     _warn_about_guidance(settings.guidance, encoder, progress)
-    missing, count = pictures.missing, pictures.missing_count
-    if not missing:
+    count, total = pictures.missing_count, len(texts) * asked.samples_per_prompt
+    if not count:
         return 0
     if lora is not None and lora.others:
         progress.say(f"--lora: {counted(lora.others, 'tensor')} for other parts than the transformer are not used")
-    batches = [
-        range(first, min(first + batch_size, len(texts)))
-        for first in sorted({number // batch_size * batch_size for number in missing})
-    ]
-    total = len(texts) * asked.samples_per_prompt
+    networks = _Networks(
+        teacher=teacher, encoder=encoder, asked=asked, settings=settings, options=options, lora=lora,
+        controlnet=controlnet, controls=controls, batch_size=batch_size, device=device, text_device=text_device,
+    )  # fmt: skip
     with progress.bar("generate", total=total, done=total - count, unit="images") as bar:
-        for part in _passes(batches, encoder):
-            embeddings = _Embeddings(encoder, texts, part, device, text_device, guided=guided)
-            generator = Generator.open(
-                teacher, resolution=None, height=settings.height, width=settings.width,
-                text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
-                dtype=dtype, device=device, options=options, batch_rows=batch_size,
-                pooled_varies=pooled_varies, lora=lora, controlnet=controlnet,
-            )  # fmt: skip
-            beside = load_conditioning_encoder(teacher, dtype=dtype, device=device) if pooled_varies else None
-            negative = embeddings.negative(beside) if guided else None
-            for numbers in part:
-                batch = [texts[number] for number in numbers]
-                embedding_BTD, conditioning = embeddings.of(numbers), embeddings.conditioning(batch, beside)
-                for sample in pictures.missing_samples(numbers):
-                    images_BHWC = generator.pictures(
-                        embedding_BTD, batch, conditioning, negative, sample_index=sample,
-                        control_images=() if controls is None else controls.images(numbers, sample),
-                    )  # fmt: skip
-                    bar.advance(pictures.add(numbers, images_BHWC, sample=sample))
-            del generator, beside
-            release_memory(device)
+        for batches in _passes(_batches(pictures.missing, batch_size, len(texts)), encoder):
+            for numbers, sample, images_BHWC in networks.images(batches, texts, pictures):
+                bar.advance(pictures.add(numbers, images_BHWC, sample=sample))
     pictures.finish()
     return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Networks:
+    """What images are generated by; networks are in memory only while `images` runs."""
+
+    teacher: TeacherFolder
+    encoder: TextEncoder
+    asked: GenerateOptions
+    settings: PictureSettings
+    options: MemoryOptions
+    lora: Lora | None
+    controlnet: ControlNetFolder | None
+    controls: ControlImages | None
+    batch_size: int
+    device: torch.device
+    text_device: torch.device
+
+    def images(
+        self, batches: Sequence[range], texts: Sequence[str], pictures: PictureFolder
+    ) -> Iterator[tuple[range, int, Array]]:
+        """Of each batch the images that are missing, images_BHWC, with the batch and the sample."""
+        guided, pooled_varies = self.teacher.family.guidance_rule == "cfg", self.settings.pooled == "clip"
+        embeddings = _Embeddings(self.encoder, texts, batches, self.device, self.text_device, guided=guided)
+        generator = self._generator(pooled_varies=pooled_varies)
+        beside = None
+        if pooled_varies:
+            beside = load_conditioning_encoder(self.teacher, dtype=DTYPES[self.asked.dtype], device=self.device)
+        negative = embeddings.negative(beside) if guided else None
+        for numbers in batches:
+            batch = [texts[number] for number in numbers]
+            embedding_BTD, conditioning = embeddings.of(numbers), embeddings.conditioning(batch, beside)
+            for sample in pictures.missing_samples(numbers):
+                controls = () if self.controls is None else self.controls.images(numbers, sample)
+                images_BHWC = generator.pictures(
+                    embedding_BTD, batch, conditioning, negative, sample_index=sample, control_images=controls
+                )
+                yield numbers, sample, images_BHWC
+        del generator, beside
+        release_memory(self.device)
+
+    def _generator(self, *, pooled_varies: bool) -> Generator:
+        return Generator.open(
+            self.teacher, resolution=None, height=self.settings.height, width=self.settings.width,
+            text_length=self.settings.text_length, steps=self.asked.steps, guidance=self.asked.guidance,
+            seed=self.asked.seed, dtype=DTYPES[self.asked.dtype], device=self.device, options=self.options,
+            batch_rows=self.batch_size, pooled_varies=pooled_varies, lora=self.lora, controlnet=self.controlnet,
+        )  # fmt: skip
+
+
+def _batches(missing: Iterable[int], batch_size: int, prompts: int) -> list[range]:
+    """The batches that have a missing prompt: which prompts a batch has depends on their numbers alone."""
+    firsts = sorted({number // batch_size * batch_size for number in missing})
+    return [range(first, min(first + batch_size, prompts)) for first in firsts]
 
 
 def _control(
