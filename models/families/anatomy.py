@@ -66,3 +66,12 @@ class Anatomy:
             counts[kind.count_key] = min(blocks, int(config[kind.count_key]))
             blocks -= counts[kind.count_key]
         return counts, surplus
+
+
+def run_block(transformer: Any, block: Any, *inputs: Any) -> Any:
+    """A call of a block as the transformer's forward calls it: with gradient checkpointing where that is on."""
+    import torch
+
+    if torch.is_grad_enabled() and transformer.gradient_checkpointing:
+        return transformer._gradient_checkpointing_func(block, *inputs)
+    return block(*inputs)

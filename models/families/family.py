@@ -6,7 +6,7 @@ the checks of a teacher's folder need neither.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,6 +71,7 @@ class Family(ABC):
 
     name: in manifests. title: in texts. owner: of its models on the hub. licences: of its models, by their names.
     pipeline: class of diffusers, in model_index.json and in usage examples.
+    pipeline_options: arguments of that class besides its parts.
     parts: by role; the folder of the large text encoder is the slot of the pipeline that a student takes.
     text_length: text tokens of a new cache, unless the tokenizer takes fewer.
     largest_text_length: the most that the pipeline accepts.
@@ -98,6 +99,7 @@ class Family(ABC):
     largest_text_length: int
     latent_rule: LatentRule
     anatomy: Anatomy
+    pipeline_options: Mapping[str, Any] = field(default_factory=dict)
     pooled: tuple[Pooled, ...] = ("zero", "clip")
     guidance_rule: Literal["embedded", "cfg", "none"] = "embedded"
     guidance: str = "2.0:5.0:0.5"
@@ -369,9 +371,20 @@ class Family(ABC):
         """
         raise TypeError(f"the transformer of {self.title} has no modulation weights")
 
-    @abstractmethod
     def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
         """The unmodified pipeline around a transformer, without text encoders and without the weights of the VAE."""
+        import diffusers
+        import torch
+
+        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
+        with torch.device("meta"):
+            vae = getattr(diffusers, self.vae).from_config(vae_config)
+        scheduler = getattr(diffusers, str(self.parts["scheduler"].kind)).from_config(scheduler_config)
+        there = {"transformer": transformer, "scheduler": scheduler, "vae": vae}
+        absent = {part.folder: None for role, part in self.parts.items() if role not in there}
+        pipeline = getattr(diffusers, self.pipeline)(**there, **absent, **self.pipeline_options)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     @abstractmethod
     def reference_embedding(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.anatomy import Anatomy, BlockList, run_block
 from secondcast.models.families.encoders.interface import Conditioning, TextTokenizer
 from secondcast.models.families.family import Family, Part
 from secondcast.models.families.flow_match import linear_schedule
@@ -223,40 +223,21 @@ class Klein(Family):
         text_BTI = transformer.context_embedder(encoder_hidden_states_BTD)
         parts = [transformer.pos_embed(positions[name]) for name in ("txt_ids", "img_ids")]
         rotary = tuple(torch.cat(part) for part in zip(*parts, strict=True))
-        recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
-
-        def run(block: Any, *inputs: Any) -> Any:
-            return transformer._gradient_checkpointing_func(block, *inputs) if recomputes else block(*inputs)
-
         for block in double:
-            text_BTI, image_BSI = run(block, image_BSI, text_BTI, of_image, of_text, rotary, None)
+            text_BTI, image_BSI = run_block(transformer, block, image_BSI, text_BTI, of_image, of_text, rotary, None)
         if not single:
             return image_BSI, text_BTI
         of_all, tokens = transformer.single_stream_modulation(embedded_BI), text_BTI.shape[1]
         both = torch.cat([text_BTI, image_BSI], dim=1)
         for block in single:
-            both = run(block, both, None, of_all, rotary, None)
+            both = run_block(transformer, block, both, None, of_all, rotary, None)
         return both[:, tokens:], both[:, :tokens]
 
     def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
-        """Flux2KleinPipeline."""
-        import diffusers
-        import torch
-
-        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
-        with torch.device("meta"):
-            vae = diffusers.AutoencoderKLFlux2.from_config(vae_config)
-        # At the end it scales what `final_latents` does not take.
-        vae.bn.to_empty(device="cpu")
-        pipeline = diffusers.Flux2KleinPipeline(
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config),
-            vae=vae,
-            text_encoder=None,
-            tokenizer=None,
-            transformer=transformer,
-            is_distilled=True,
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        """With a batch norm that has memory."""
+        pipeline = super().reference(transformer, scheduler_config, vae_config)
+        # At the end the pipeline scales what `final_latents` does not take.
+        pipeline.vae.bn.to_empty(device="cpu")
         return pipeline
 
     def reference_inputs(
@@ -319,6 +300,7 @@ KLEIN = Klein(
         ),
     },
     pipeline="Flux2KleinPipeline",
+    pipeline_options={"is_distilled": True},
     parts={
         "transformer": Part(
             folder="transformer",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.anatomy import Anatomy, BlockList, run_block
 from secondcast.models.families.encoders.interface import Conditioning
 from secondcast.models.families.family import TEXT_MASK, Part
 from secondcast.models.families.licences import OPENRAIL
@@ -155,8 +155,6 @@ class PixArt(PatchedLatents):
         positions: "Mapping[str, Any]",
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         """As PixArtTransformer2DModel.forward begins; the text stream is the projected text, for all blocks."""
-        import torch
-
         batch = len(hidden_states_BSC)
         image_BSI = transformer.pos_embed(self.unpacked(hidden_states_BSC, positions["geometry"]))
         modulation_BX, _ = transformer.adaln_single(
@@ -164,29 +162,11 @@ class PixArt(PatchedLatents):
         )
         text_BTI = transformer.caption_projection(encoder_hidden_states_BTD)
         bias_B1T = ((1 - conditioning[TEXT_MASK].to(image_BSI.dtype)) * -10000.0).unsqueeze(1)
-        recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
         for block in self.anatomy.blocks(transformer)[:blocks]:
-            inputs = (image_BSI, None, text_BTI, bias_B1T, modulation_BX, None, None)
-            image_BSI = transformer._gradient_checkpointing_func(block, *inputs) if recomputes else block(*inputs)
+            image_BSI = run_block(
+                transformer, block, image_BSI, None, text_BTI, bias_B1T, modulation_BX, None, None
+            )  # fmt: skip
         return image_BSI, text_BTI
-
-    def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
-        """PixArtSigmaPipeline."""
-        import diffusers
-        import torch
-
-        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
-        with torch.device("meta"):
-            vae = diffusers.AutoencoderKL.from_config(vae_config)
-        pipeline = diffusers.PixArtSigmaPipeline(
-            tokenizer=None,
-            text_encoder=None,
-            vae=vae,
-            transformer=transformer,
-            scheduler=diffusers.DPMSolverMultistepScheduler.from_config(scheduler_config),
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def reference_inputs(
         self, conditioning: Conditioning, embedding_BTD: "torch.Tensor", *, negative: bool = False

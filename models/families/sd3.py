@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.anatomy import Anatomy, BlockList, run_block
 from secondcast.models.families.encoders.interface import CLIP_ROWS, Conditioning, ConditioningEncoder
 from secondcast.models.families.family import POOLED, Part, Role
 from secondcast.models.families.flow_match import check_repeatable
@@ -151,15 +151,11 @@ class StableDiffusion3(PatchedLatents):
         positions: "Mapping[str, Any]",
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         """As SD3Transformer2DModel.forward begins."""
-        import torch
-
         image_BSI = transformer.pos_embed(self.unpacked(hidden_states_BSC, positions["geometry"])).contiguous()
         embedded_BI = self.embedded_conditions(transformer.time_text_embed, timestep_B, None, conditioning[POOLED])
         text_BTI = transformer.context_embedder(_text_rows(conditioning, encoder_hidden_states_BTD))
-        recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
         for block in self.anatomy.blocks(transformer)[:blocks]:
-            inputs = (image_BSI, text_BTI, embedded_BI)
-            found = transformer._gradient_checkpointing_func(block, *inputs) if recomputes else block(*inputs)
+            found = run_block(transformer, block, image_BSI, text_BTI, embedded_BI)
             # The last block of the transformer gives no text.
             text_BTI, image_BSI = found[0] if found[0] is not None else text_BTI, found[1]
         return image_BSI, text_BTI
@@ -174,26 +170,6 @@ class StableDiffusion3(PatchedLatents):
         """Of timestep and pooled vector."""
         embedded_BI: torch.Tensor = embed(timestep_B, pooled_projections_BP)
         return embedded_BI
-
-    def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
-        """StableDiffusion3Pipeline."""
-        import diffusers
-        import torch
-
-        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
-        with torch.device("meta"):
-            vae = diffusers.AutoencoderKL.from_config(vae_config)
-        none = dict.fromkeys(
-            ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-        )
-        pipeline = diffusers.StableDiffusion3Pipeline(
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config),
-            vae=vae,
-            transformer=transformer,
-            **none,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def reference_inputs(
         self, conditioning: Conditioning, embedding_BTD: "torch.Tensor", *, negative: bool = False

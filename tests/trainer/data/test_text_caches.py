@@ -12,6 +12,7 @@ from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.errors import NonFiniteError, NoTrajectoriesError, SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.data.batch_plan import BatchPlan
 from secondcast.trainer.data.mixture import TrainingCache, split
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.losses import objective
@@ -91,6 +92,23 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_unbroken_run(
                 )
         run_stages(tmp_path / name, caches, dev_teacher, t5_config, CONTEXT, VISION)
     assert same_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("stage", [VISION, CONTEXT])
+def test_the_rows_of_a_part_are_those_that_its_process_reads(text_folder, cache_folder, stage):
+    settings = TrainSettings(student="s", stages=(Stage(**stage),))
+    caches = {"walks": Cache.open(cache_folder), "text": Cache.open(text_folder)}
+    training_caches = [
+        TrainingCache(name=name, cache=cache, training_set=TrainingSet.of(cache)) for name, cache in caches.items()
+    ]
+    dataset, _ = split(training_caches, CPU)
+    plans = [BatchPlan(settings, training_caches, dataset, rank=rank, ranks=2) for rank in range(2)]
+    # In the order in which the losses of all processes are gathered.
+    at, requests = settings.at(1), [request for plan in plans for request in plan.requests(1)]
+    assert len(requests) == 2 * at.stage.parts_per_process
+    read = [(request.rows, request.replays != at.stage.replays) for request in requests]
+    for plan in plans:
+        assert [plan.rows_of_part(at, number) for number in range(len(requests))] == read
 
 
 def test_the_gradient_is_that_of_both_losses(tmp_path, text_folder, cache_folder, dev_teacher, t5_config, monkeypatch):
