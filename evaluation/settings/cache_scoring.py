@@ -9,7 +9,8 @@ from secondcast.models.memory.options import MEMORY, BackboneCall, MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.flags import Flag, Flags
-from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Quantization
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.recording import Dtype, Quantization
 
 TRAJECTORIES = 64
 """Default number of held-out trajectories of an open-loop evaluation."""

@@ -14,7 +14,7 @@ from secondcast.models.teacher.pipeline_inputs import (
 )
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag
-from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization
+from secondcast.storage_schemas.schema.recording import Dtype, Pooled, Quantization
 
 TEACHER = "teacher"
 """The name of the teacher's own text encoder; a folder with that name is ./teacher."""

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.anatomy import Anatomy, BlockList, run_block
 from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder
 from secondcast.models.families.family import LATENTS_PER_SIDE, POOLED, Part, Role
 from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule, linear_schedule
 from secondcast.models.families.licences import APACHE, Licence, own_licence
 from secondcast.models.families.reads_t5 import ReadsT5, t5_part
 from secondcast.storage_schemas.errors import TeacherError
-from secondcast.storage_schemas.schema.manifest import Dtype, ScheduleName
+from secondcast.storage_schemas.schema.recording import Dtype, ScheduleName
 
 if TYPE_CHECKING:
     import torch
@@ -179,12 +179,9 @@ class Flux(ReadsT5):
         embedded_BI = self.embedded_conditions(transformer.time_text_embed, *conditions, conditioning[POOLED])
         text_BTI = transformer.context_embedder(encoder_hidden_states_BTD)
         rotary = transformer.pos_embed(torch.cat([positions["txt_ids"], positions["img_ids"]]))
-        recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
         for block in self.anatomy.blocks(transformer)[:blocks]:
             # In the order of the arguments of both kinds of blocks.
-            inputs = (image_BSI, text_BTI, embedded_BI, rotary)
-            found = transformer._gradient_checkpointing_func(block, *inputs) if recomputes else block(*inputs)
-            text_BTI, image_BSI = found
+            text_BTI, image_BSI = run_block(transformer, block, image_BSI, text_BTI, embedded_BI, rotary)
         return image_BSI, text_BTI
 
     def embedded_conditions(
@@ -199,26 +196,6 @@ class Flux(ReadsT5):
         scaled = [1000 * value_B for value_B in (timestep_B, guidance_B) if value_B is not None]
         embedded_BI: torch.Tensor = embed(*scaled, pooled_projections_BP)
         return embedded_BI
-
-    def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
-        """FluxPipeline, or the one that `pipeline` names."""
-        import diffusers
-        import torch
-
-        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
-        with torch.device("meta"):
-            vae = diffusers.AutoencoderKL.from_config(vae_config)
-        pipeline = getattr(diffusers, self.pipeline)(
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config),
-            vae=vae,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            transformer=transformer,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def reference_embedding(
         self, folder: Path, text_encoder: Any, texts: Sequence[str], *, text_length: int

@@ -12,11 +12,14 @@ from secondcast.storage_schemas.errors import DamagedCacheError, NewerCacheError
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.schema.json_files import PathsInside, Record, verify_digest, with_digest
 from secondcast.storage_schemas.schema.problems import first_problem, newer_problem
-from secondcast.storage_schemas.schema.recording import ArrayStorage, Sampling, TextRecording, pooled_problem
-from secondcast.storage_schemas.schema.recording import Dtype as Dtype
-from secondcast.storage_schemas.schema.recording import Pooled as Pooled
-from secondcast.storage_schemas.schema.recording import Quantization as Quantization
-from secondcast.storage_schemas.schema.recording import ScheduleName as ScheduleName
+from secondcast.storage_schemas.schema.recording import (
+    ArrayStorage,
+    Dtype,
+    Pooled,
+    Sampling,
+    TextRecording,
+    pooled_problem,
+)
 
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
