@@ -71,6 +71,7 @@ def export(
                 f"{folder} is an export already: upload it by `secondcast export {folder} --push {push}`, or give a "
                 f"new folder"
             )
+        _check_source(student, alone=folder is None)
         check_target(push)
     if folder is not None:
         _write(student, folder, to, quantize, card_scores, quiet)
@@ -102,6 +103,18 @@ def _check_options(
     ]:
         raise SettingsError(
             f"{other[0]} is given without OUT, but --push alone uploads an export as it is: give a new folder as OUT"
+        )
+
+
+def _check_source(student: Path, *, alone: bool) -> None:
+    """Raise an error for what cannot be uploaded, before the hub is asked. alone: without OUT."""
+    from secondcast.models.student.folder import student_folder
+
+    found = student_folder(student)
+    if alone and found != student:
+        raise SettingsError(
+            f"{student} is a run, but --push alone uploads an export as it is: give a new folder as OUT, which is then "
+            f"uploaded"
         )
 
 

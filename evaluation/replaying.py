@@ -13,6 +13,7 @@ from secondcast.evaluation.text_encoder import student_digest
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.encoders.interface import Conditioning
 from secondcast.models.student.folder import student_folder
+from secondcast.models.student.pieces import check_same_pieces
 from secondcast.models.student.student import Student, check_fits, load_student, untrained_like, vocabulary
 from secondcast.models.student.tokens import StudentTokens, own_tokens
 from secondcast.storage_schemas.errors import StudentError
@@ -44,6 +45,8 @@ class CacheStudent:
         network = load_student(folder)
         tokens = own_tokens(folder, network)
         _check_fits(network, tokens, cache, str(student))
+        if tokens is None:
+            check_same_pieces(str(folder), cache.tokenizer_files, fix="evaluate it on a cache of its own teacher")
         return cls(
             network=network.to(device),
             tokens=tokens,

@@ -21,6 +21,7 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.lora import Lora
 from secondcast.models.teacher.pipeline_inputs import ImageSize
+from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Bar
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.prompts import prompt_id
@@ -149,6 +150,8 @@ class Generator:
         conditioning: default: zero as pooled vectors.
         negative: one row, for classifier-free guidance.
         control_images: of each prompt, with a ControlNet.
+
+        NonFiniteError for a latent that is not finite, which would be decoded to a black image.
         """
         backbone, geometry = self.backbone, self.geometry
         noise = [
@@ -170,4 +173,11 @@ class Generator:
         if self.controlnet is not None:
             control = Control(controlnet=self.controlnet, latent_BSC=self.decoder.encode(control_images))
         walk = sample(bound(backbone, text, guidance_B, negative, control), noise_BSC, self.schedule)
+        finite_B = walk.final_latent_BSC.isfinite().flatten(1).all(1)
+        if not finite_B.all():
+            first = prompts[int((~finite_B).nonzero()[0])]
+            raise NonFiniteError(
+                f"the final latent of the image of {first[:80]!r} is not finite: embedding or prediction overflowed; "
+                f"try --dtype float32, or without --lora or --quantize if one is given"
+            )
         return self.decoder.decode(walk.final_latent_BSC)

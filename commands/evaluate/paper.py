@@ -50,7 +50,7 @@ def evaluate_paper(
     from secondcast.evaluation.tables.plots import check_plotting
 
     check_plotting()
-    results = OutputFolder.open(out, "evaluate paper", _FILES, overwrite=overwrite)
+    results = OutputFolder.open(out, "evaluate paper", _FILES, overwrite=overwrite, alone=True)
     torch_device = quiet_device(device)
     from secondcast.evaluation.tables.paper.making import Making
     from secondcast.evaluation.tables.paper.page import page

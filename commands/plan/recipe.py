@@ -20,7 +20,7 @@ from secondcast.commands.shell.flags import with_flags
 from secondcast.commands.shell.resolve import Json
 from secondcast.commands.train.train import Budget
 from secondcast.models.memory.options import GpuMemoryLimit
-from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.errors import PromptsError, SettingsError
 from secondcast.storage_schemas.io.toml_file import EVIDENCE, read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
 
@@ -101,7 +101,10 @@ def recipe_plan(
     to_come: dict[str, PlannedBuild] = {}
     facts: dict[str, Any] = {"build": {}}
     for name, (_, asked, prompts) in builds.items():
-        facts["build"][name] = build_plan(teacher, asked, prompts, building.gpu)
+        try:
+            facts["build"][name] = build_plan(teacher, asked, prompts, building.gpu)
+        except PromptsError as error:
+            raise PromptsError(f"{error}; or give --num-prompts {name}=N, a plan without the file") from error
         # Only the shapes of the run's caches matter, not their prompts.
         to_come |= dict.fromkeys(caches.get(name, [name]), asked.model_copy(update={"prompts": (), "limit": None}))
     facts["train"] = train_plan(
@@ -142,7 +145,9 @@ def _tables(recipe: Path) -> tuple[dict[str, Any], str]:
 def _caches_of_builds(tables: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names of the run's caches by the name of their folder, which is that of a build."""
     names: dict[str, list[str]] = {}
-    for name, place in tables["train"].get("caches", {}).items():
+    caches = tables["train"].get("caches")
+    # Anything else is refused with the rest of [train].
+    for name, place in (caches if isinstance(caches, dict) else {}).items():
         names.setdefault(Path(str(place)).name, []).append(name)
     return names
 
@@ -167,7 +172,14 @@ def _builds(
         known = {key: value for key, value in options.items() if key in PlannedBuild.model_fields}
         if numbers.get(name) is not None:
             known.pop("prompts", None)
-        found[name] = (str(options["teacher"]), PlannedBuild.from_flags(**known), numbers.get(name))
+        if isinstance(known.get("prompts"), str):
+            # As `build --config` reads it.
+            known["prompts"] = [known["prompts"]]
+        try:
+            asked = PlannedBuild.from_flags(**known)
+        except SettingsError as error:
+            raise SettingsError(f"[build.{name}] of {recipe}: {str(error).removeprefix('--')}") from error
+        found[name] = (str(options["teacher"]), asked, numbers.get(name))
     return found
 
 

@@ -48,7 +48,7 @@ def new_student(
     check_rank(projection_rank, layer_width(teacher))
     if teacher.text_mask is not None and kind == EncoderStudentConfig.model_type and _LAYERS not in found:
         raise no_own_tokens(source)
-    pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
+    pretrained = takes_weights(source, init)
     if kind == EncoderStudentConfig.model_type:
         return _again(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
     ours = kind == StudentConfig.model_type or is_published_form(found)
@@ -73,6 +73,11 @@ def new_student(
     if projection_rank is not None:
         config.projection_rank = projection_rank
     return _t5_student(source, config, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+
+
+def takes_weights(source: str, init: str) -> bool:
+    """Whether `new_student` loads the weights of its source."""
+    return init == "pretrained" or (init == "auto" and _has_weights(source))
 
 
 def _check_form(source: str, config: dict[str, Any], projection_rank: int | None) -> None:

@@ -44,7 +44,8 @@ class Lora:
         if not diffusers.utils.USE_PEFT_BACKEND:
             raise MissingExtraError("--lora needs peft, which is not installed: pip install 'secondcast[lora]'")
         if not file.is_file():
-            raise SettingsError(f"--lora {file} cannot be read (no such file): expected a safetensors file of a LoRA")
+            why = "it is a folder" if file.is_dir() else "no such file"
+            raise SettingsError(f"--lora {file} cannot be read ({why}): expected a safetensors file of a LoRA")
         # Other pipelines than FLUX.1's multiply the alphas in.
         wanted = ["metadata"]
         if "network_alphas" in signature(pipeline.load_lora_into_transformer).parameters:

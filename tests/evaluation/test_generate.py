@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from secondcast.evaluation import text_encoder as encoder_module
 from secondcast.evaluation.generate import generate
@@ -20,7 +21,13 @@ from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.teacher.folder import find_teacher
-from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError, StudentError, TeacherError
+from secondcast.storage_schemas.errors import (
+    NonFiniteError,
+    SettingsError,
+    SettingsMismatchError,
+    StudentError,
+    TeacherError,
+)
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
@@ -288,6 +295,16 @@ def test_a_student_that_does_not_fit_is_refused_before_a_folder_is_made(student,
     with pytest.raises(StudentError, match="no student nix: there is no such folder; give a run folder"):
         run("nix", dev_teacher, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_whose_latent_is_not_finite_is_refused_with_its_prompt(student, dev_teacher, tmp_path):
+    shutil.copytree(student, tmp_path / "s")
+    weights = load_file(tmp_path / "s/model.safetensors")
+    weights["final_projection.3.weight"] *= 3e38
+    save_file(weights, tmp_path / "s/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match=f"^the final latent of the image of {PROMPTS[0]!r} is not finite: .*"):
+        run(tmp_path / "s", dev_teacher, tmp_path / "out", PROMPTS[:2])
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 @pytest.mark.thorough

@@ -1,6 +1,7 @@
 """Students on one bench share its backbone and its replay error; what the open loop found outlives the closed loop."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,21 @@ def test_a_student_that_does_not_fit_is_refused_before_the_backbone_is_loaded(
     with pytest.raises(StudentError, match=r"^no student .*/none: "):
         bench.evaluate(tmp_path / "none")
     assert not loads
+
+
+def test_a_student_with_other_pieces_under_the_token_ids_of_the_cache_is_refused(
+    tmp_path, student, recorded, dev_teacher
+):
+    shutil.copytree(student, tmp_path / "s")
+    tokenizer = json.loads((recorded / "tokenizer/tokenizer.json").read_bytes())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[3:5] = vocabulary[4:2:-1]
+    (tmp_path / "s/tokenizer.json").write_text(json.dumps(tokenizer))
+    bench = CacheEvaluator.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=Silent())
+    with pytest.raises(
+        StudentError, match=r"/s has the piece '.*' as token id 3, .*: evaluate it on a cache of its own"
+    ):
+        bench.evaluate(tmp_path / "s")
 
 
 def overflows(*given, **named):

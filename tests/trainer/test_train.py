@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
 
 from secondcast.models import attention
 from secondcast.models.student.folder import checkpoints, student_folder
@@ -290,6 +291,25 @@ def test_an_unfinished_cache_without_trajectories_is_told_so(tmp_path, cache_fol
         NotInCacheError, match="has 0 committed trajectories, 0 of them held out: there is nothing to train on"
     ):
         run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config)
+
+
+def test_a_t5_that_has_learnt_other_pieces_is_refused_unless_its_weights_are_new(
+    tmp_path, cache_folder, dev_teacher, t5_config
+):
+    T5EncoderModel(T5Config.from_pretrained(t5_config)).save_pretrained(tmp_path / "t5")
+    tokenizer = json.loads((dev_teacher / "tokenizer_2/tokenizer.json").read_bytes())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[3:5] = vocabulary[4:2:-1]
+    (tmp_path / "t5/tokenizer.json").write_text(json.dumps(tokenizer))
+    message = (
+        f"the tokenizer of {tmp_path / 't5'} has the piece {vocabulary[3][0]!r} as token id 3, expected "
+        f"{vocabulary[4][0]!r}, that of the teacher, whose token ids the student reads: give one with the teacher's "
+        "tokenizer, or train it from scratch with --init random"
+    )
+    with pytest.raises(StudentError, match=f"^{re.escape(message)}$"):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, tmp_path / "t5")
+    assert not (tmp_path / "run").exists()
+    run_training(tmp_path / "run", cache_folder, dev_teacher, tmp_path / "t5", init="random", steps=1)
 
 
 @pytest.mark.thorough

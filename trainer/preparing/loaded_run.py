@@ -19,7 +19,7 @@ from secondcast.trainer.distributed.processes import Distributed
 from secondcast.trainer.loop import Observer, Trainer
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.vision import LossFunction
-from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
+from secondcast.trainer.preparing.loading import check_pieces, load_objective, load_own_tokens, uses_autocast
 from secondcast.trainer.preparing.stream_variances import stream_variances
 from secondcast.trainer.run.beginning import find_begun, run_config
 from secondcast.trainer.run.config import RunConfig
@@ -89,6 +89,7 @@ def load_run(
         projection_rank=settings.projection_rank,
     )  # fmt: skip
     tokens = load_own_tokens(settings, student_source, student)
+    check_pieces(settings, student_source, tokens, next(iter(caches.values())))
     keep_negative(student, caches.values(), tokens)
     config = run_config(settings, caches, teacher)
     begun = find_begun(run, config, processes)

@@ -8,11 +8,13 @@ from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.recorded_backbone import load_recorded_backbone
 from secondcast.models.schedule import DTYPES
-from secondcast.models.student.student import Student
+from secondcast.models.student.pieces import check_same_pieces
+from secondcast.models.student.student import Student, takes_weights
 from secondcast.models.student.tokens import StudentTokens, own_tokens
 from secondcast.models.teacher.context_projection import ContextProjection, load_context_projection
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.losses.objective import Objective
@@ -73,6 +75,16 @@ def load_own_tokens(settings: TrainSettings, source: str, student: Student) -> S
             f"tokens, position by position; start with --loss vision, which does not compare them"
         )
     return tokens
+
+
+def check_pieces(settings: TrainSettings, source: str, tokens: StudentTokens | None, cache: Cache) -> None:
+    """Raise StudentError for a student that has learnt other pieces under the token ids that it is to read.
+
+    tokens: of its own tokenizer, with which it may have any pieces.
+    """
+    if tokens is None and takes_weights(source, settings.init):
+        fix = "give one with the teacher's tokenizer, or train it from scratch with --init random"
+        check_same_pieces(source, cache.tokenizer_files, fix=fix)
 
 
 def uses_autocast(settings: TrainSettings, manifest: Manifest, device: torch.device) -> bool:

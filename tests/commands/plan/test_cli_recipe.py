@@ -159,6 +159,24 @@ def test_what_is_no_gpu_or_price_is_one_line(words, message, capsys):
     assert heard.lower().startswith(f"secondcast: {message.lower()}"), heard
 
 
+@pytest.mark.parametrize(
+    ("build", "train", "words", "message"),
+    [
+        ("", "caches = 3\n", ["--num-prompts", 64], "{file} has caches = 3, expected lines such as signs ="),
+        ("steps = 'x'\n", "", ["--num-prompts", 64], "[build.a] of {file}: steps is 'x', expected an integer"),
+        ("prompts = 'nix.txt'\n", "", [], "no prompt file nix.txt: expected a text file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_recipe_is_one_line(build, train, words, message, tmp_path, capsys):
+    file = tmp_path / "r.toml"
+    stage = "[[train.stage]]\nsteps = 2\nbatch-size = 2\n"
+    file.write_text(f'[build.a]\nteacher = "pocket"\n{build}[train]\nstudent = "pocket-tiny"\n{train}{stage}')
+    code, said, heard = secondcast("plan", "recipe", file, *words, capsys=capsys)
+    assert (code, said, heard.count("\n")) == (1, "", 1)
+    assert heard.startswith(f"secondcast: {message.format(file=file)}"), heard
+    assert heard.endswith("; or give --num-prompts a=N, a plan without the file\n") == (not words)
+
+
 def test_every_card_has_an_assumed_price_that_a_given_one_replaces():
     assert all(0 < card.usd_per_hour < 20 for card in CARDS)
     gpu = GpuChoice(name="h100", phase="build")

@@ -290,6 +290,15 @@ def test_the_command_line_reads_a_lora_although_it_hides_peft(made, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_folder_of_something_else_is_left_as_it_is(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made[0])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    code, _, heard = paper(out=tmp_path / "run", capsys=capsys)
+    assert code == 1 and heard.startswith(f"secondcast: {tmp_path / 'run'} has 'config.json' and 0 more, but no ")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
 @pytest.mark.thorough
 def test_prompts_with_several_sources_have_a_column_for_each(tmp_path, monkeypatch, capsys):
     lines = [("a red circle", "color"), ("a blue square", "color"), ("a square and a circle", "shape")]

@@ -77,6 +77,7 @@ def test_files_that_are_no_lora_of_the_transformer_are_refused(tmp_path, dev_tea
     save_file({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.ones(2, 7)}, kohya)
     broken.write_bytes(b"no tensors")
     assert refused(tmp_path / "missing", into=dev_teacher).startswith(f"--lora {tmp_path / 'missing'} cannot be read")
+    assert "cannot be read (it is a folder): expected a safetensors file" in refused(tmp_path, into=dev_teacher)
     assert re.match(rf"--lora {broken} cannot be read \(.+\): expected a safetensors", refused(broken))
     assert refused(text) == (
         f"--lora {text} has no weights of the transformer of FluxPipeline, but text_encoder.layer.lora_A.weight: "

@@ -183,6 +183,7 @@ def test_what_cannot_be_pushed_is_one_line_and_changes_nothing(student, tmp_path
             r".*/s is an export already: upload it by `secondcast export .*/s --push me/x`, or give a new folder$",
         ),
         "facts": ("hf_owner", [plain, "--push", "me/x"], r".*plain has no secondcast.json, by which a later --push"),
+        "no student": ("", [tmp_path / "nix", "--push", "me/x"], r"no student .*nix: there is no such folder"),
         "name": ("hf_owner", [student, "--push", "x"], r"--push is 'x', expected OWNER/NAME, such as me/my-student"),
         "form": ("hf_owner", [student, "c.safetensors", "--to", "comfyui", "--push", "me/x"], r"--push uploads a fold"),
         "public": ("hf_owner", [student, out, "--public"], r"--public is given without --push: add --push OWNER/NAME"),
