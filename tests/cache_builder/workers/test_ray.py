@@ -133,7 +133,7 @@ def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_pat
 
         def say(self, message):
             super().say(message)
-            if "have a place" in message:
+            if "are scheduled on the cluster" in message:
                 cluster.add_node(num_cpus=1, num_gpus=1)
 
     notes = Grows()

@@ -78,7 +78,7 @@ def predicted(made: Backbone) -> torch.Tensor:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_more_shapes_than_there_may_be_graphs_are_refused_and_never_computed_uncompiled(monkeypatch):
     monkeypatch.setattr(compiling, "LARGEST_GRAPHS", 2)
     model = backbone(transformer())
@@ -95,7 +95,7 @@ def test_more_shapes_than_there_may_be_graphs_are_refused_and_never_computed_unc
 
 
 def predict_alone(made: Backbone) -> None:
-    x_BSC = torch.zeros(1, len(made._image_ids_S3), 16)
+    x_BSC = torch.zeros(1, made._geometry.image_tokens, 16)
     made.predict(x_BSC, torch.zeros(1, 5, 24), made.zero_pooled(1), torch.ones(1), torch.ones(1))
 
 
@@ -109,7 +109,7 @@ def test_a_machine_without_a_compiler_is_told_so_before_weights_are_read():
         check_compiler(CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_block_that_cannot_be_compiled_is_refused_in_one_line():
     def fails(graph, inputs):
         raise RuntimeError("no such kernel")

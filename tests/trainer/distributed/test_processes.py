@@ -299,7 +299,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
     assert 1 <= len([entry for entry in metrics(tmp_path / "run") if "loss" in entry]) <= 0.5 / 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_cache, t5_config, dev_teacher):
     words = ["train", tmp_path / "run", "--cache", exact_cache, "--student", t5_config, "--backbone"]
     words += [dev_teacher, "--device", "cpu", "--fsdp", "--steps", 2, "--batch-size", 4]
@@ -315,7 +315,7 @@ def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_c
     said = forked(body)
     assert said[1] == "0: "
     assert said[0].startswith("0: 2 processes (by torchrun) divide each batch\nstudent of ")
-    assert said[0].endswith(f"{tmp_path}/run: student trained for 2 steps\n")
+    assert f"\n{tmp_path}/run: student trained for 2 steps\n" in said[0]
     assert student_folder(tmp_path / "run").is_dir()
 
 
