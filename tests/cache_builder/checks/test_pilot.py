@@ -55,7 +55,7 @@ def test_its_laws_hold_and_its_shards_are_the_builds(request, tmp_path, prompt_f
 def test_a_device_that_computes_otherwise_is_found_out(tmp_path, dev_teacher, prompt_file, monkeypatch):
     predict = Backbone.predict
     with monkeypatch.context() as patched:
-        patched.setattr(Backbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
+        patched.setattr(Backbone, "predict", lambda *inputs, **more: predict(*inputs, **more) * 1.0009765625)
         found = pilot(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
         # The pipeline calls the transformer itself: it sees what is right.
         assert [check.holds for check in found.checks] == [False, True, True] and not found.holds

@@ -121,7 +121,7 @@ def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, d
     flip(cache / SHARDS[form]["trajectories"])
     damaged = contents(cache)
     predict = Backbone.predict
-    monkeypatch.setattr(Backbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
+    monkeypatch.setattr(Backbone, "predict", lambda *inputs, **more: predict(*inputs, **more) * 1.0009765625)
     says = (
         rf"{cache}: rebuilt trajectories shard 1 differs from the recorded bytes \(batch_size 2 -> 3\): nothing "
         rf"was written; rebuild on the machine that made it, restore it from a copy with --from, or "
