@@ -10,7 +10,10 @@ from rich.box import SIMPLE_HEAD
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.shell.console import TEXT_COLUMNS, PlainTable, print_table, print_wrapped
 from secondcast.commands.shell.resolve import POCKET, quiet_imports, resolve_teacher
+from secondcast.models.memory.limit import named_bytes
 from secondcast.storage_schemas.errors import SettingsError
+
+_GIB = 2**30
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
@@ -80,6 +83,17 @@ class GpuChoice:
         if self.tflops is not None and not 0 < self.tflops < inf:
             raise SettingsError(f"{rate_flag} is {self.tflops}, expected the achieved TFLOP/s, above 0")
         return None if self.name is None else find_card(self.name, gpu_flag=self.flag("gpu"), tflops_flag=rate_flag)
+
+    def limit_bytes(self, max_gpu_memory: str | None) -> float | None:
+        """--max-gpu-memory in bytes; SettingsError for more than the named GPU has."""
+        limit, card = named_bytes(max_gpu_memory), self.card()
+        # Plans name a GPU's memory with two decimals.
+        if card is not None and limit is not None and round(limit / _GIB, 2) > card.memory_gib:
+            raise SettingsError(
+                f"--max-gpu-memory is {max_gpu_memory}, but {self.flag('gpu')} {card.name} has {card.memory_gib:g} "
+                f"GiB: give no more than that, or remove the option"
+            )
+        return limit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_facts, print_json
 from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.cache_scoring import TRAJECTORIES, CacheScoring, CacheScoringOptions
-from secondcast.models.memory.limit import named_bytes
 from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.storage_schemas.progress import counted
 
@@ -57,7 +56,7 @@ def evaluate_plan(
     teacher: str, student: str | None, size: ImageSize, settings: CacheScoring, gpu: GpuChoice
 ) -> dict[str, Any]:
     """The estimated cost of an evaluation, as JSON types; arguments: see plan_evaluate."""
-    card, limit = gpu.card(), named_bytes(settings.max_gpu_memory)
+    card, limit = gpu.card(), gpu.limit_bytes(settings.max_gpu_memory)
     there = card.memory_gib * _GIB if card is not None and limit is None else limit
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**size.given))
     student = student or folder.family.student

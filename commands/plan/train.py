@@ -111,9 +111,8 @@ def train_plan(
     For the other arguments see plan_train.
     """
     from secondcast.api.fitting import stated_options
-    from secondcast.models.memory.limit import named_bytes
 
-    fit_bytes = named_bytes(memory.max_gpu_memory)
+    fit_bytes = gpu.limit_bytes(memory.max_gpu_memory)
     if recipe is not None:
         asked, stated = asked_of_recipe(recipe, student, time_budget, options)
     else:

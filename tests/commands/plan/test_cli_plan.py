@@ -91,6 +91,19 @@ def test_an_evaluation_is_planned_by_its_calls_of_the_transformer(capsys):
     assert "with a margin, at batch 8, the limit is 12.0 GiB; --max-gpu-memory 12GiB fits: " in said
 
 
+@pytest.mark.parametrize(
+    "words", [["plan", "evaluate", *DEV], ["plan", "train", *DEV, "--student", "base", "--batch-size", 4, "--steps", 5]]
+)
+def test_a_limit_above_the_memory_of_the_named_gpu_is_refused(words, capsys):
+    code, _, heard = secondcast(*words, "--gpu", "4070", "--max-gpu-memory", "16GiB", capsys=capsys)
+    assert (code, heard) == (
+        1,
+        "secondcast: --max-gpu-memory is 16GiB, but --gpu RTX 4070 has 12 GiB: give no more than that, or remove "
+        "the option\n",
+    )
+    assert secondcast(*words, "--gpu", "4070", "--max-gpu-memory", "12GiB", capsys=capsys)[0] == 0
+
+
 def test_a_build_with_quantized_weights_needs_less(capsys):
     words = ["plan", "build", *DEV, "--num-prompts", 5, "--batch-size", 1, "--json"]
     exact, eight, four = (
