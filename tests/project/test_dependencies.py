@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 # Needed by what is imported, as the comments of pyproject.toml say.
-FOR_OTHERS = {"protobuf", "sentencepiece"}
+FOR_OTHERS = {"protobuf"}
 
 
 def name_of(requirement: str) -> str:
