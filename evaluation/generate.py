@@ -71,7 +71,6 @@ def generate(
         quantize=asked.quantize_text_encoder,
     )  # fmt: skip
     lora = None if asked.lora is None else Lora.read(asked.lora, teacher.family, asked.lora_scale)
-    controlnet, controls = _control(asked, teacher, prompts)
     settings = _settings(asked, teacher, encoder, controlnet)
     texts = list(prompts)
     batch_size = max(1, min(batch_size, len(texts)))

@@ -178,6 +178,6 @@ class Generator:
             first = prompts[int((~finite_B).nonzero()[0])]
             raise NonFiniteError(
                 f"the final latent of the image of {first[:80]!r} is not finite: embedding or prediction overflowed; "
-                f"try --dtype float32, or without --lora or --quantize if one is given"
+                f"try --dtype float32, or without --lora, --controlnet or --quantize if one is given"
             )
         return self.decoder.decode(walk.final_latent_BSC)

@@ -132,7 +132,7 @@ def verdict_text(both: Mapping[str, Any]) -> str:
     """Whether a recipe fits its GPUs, and what it takes; where it does not fit: the phase, by how much, and the fix."""
     costs = f"{_hours_text(both)}, {_usd_text(both['usd'])}, {_copy_text(both)}"
     if included := both["max_gpu_memory"]:
-        costs += f"; the training's --max-gpu-memory {included} is included"
+        costs += f"; with --max-gpu-memory {included} in training"
     if both["fits"]:
         return f"fits: {costs}"
     if both["fits"] is None:

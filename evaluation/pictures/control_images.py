@@ -41,8 +41,15 @@ class ControlImages:
         return cls(files=files, digests={place: by_file[file] for place, file in files.items()})
 
     def images(self, numbers: Sequence[int], sample: int) -> list[Image.Image]:
-        """The control images of a batch, in RGB."""
-        return [_opened(self.files[number, sample].read_bytes(), self.files[number, sample]) for number in numbers]
+        """The control images of a batch, in RGB. Raises ImagesError for one that is not as it was read before."""
+        return [self._image((number, sample)) for number in numbers]
+
+    def _image(self, place: tuple[int, int]) -> Image.Image:
+        file = self.files[place]
+        data = _bytes(file)
+        if xxh3_128(data) != self.digests[place]:
+            raise ImagesError(f"{file} has changed since this command began: run it again")
+        return _opened(data, file)
 
 
 def _file(folder: Path, number: int, prompt: str, sample: int) -> Path:
@@ -57,7 +64,7 @@ def _file(folder: Path, number: int, prompt: str, sample: int) -> Path:
 
 
 def _checked_digest(file: Path, geometry: Geometry) -> str:
-    data = file.read_bytes()
+    data = _bytes(file)
     width, height = _opened(data, file).size
     if width * geometry.height != height * geometry.width:
         raise ImagesError(
@@ -67,8 +74,22 @@ def _checked_digest(file: Path, geometry: Geometry) -> str:
     return xxh3_128(data)
 
 
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ImagesError(f"{file} cannot be read ({reason(error)}): make it again") from error
+
+
 def _opened(data: bytes, file: Path) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        image = Image.open(io.BytesIO(data))
+        # Pillow would clip these values at 255.
+        if image.mode.startswith(("I", "F")):
+            raise ImagesError(
+                f"{file} has 16 or 32 bits per value ({image.mode}), expected 8: scale its values to 0-255, and save "
+                f"it with 8 bits"
+            )
+        return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImagesError(f"{file} cannot be read as an image ({reason(error)}): make it again") from error

@@ -96,7 +96,7 @@ class ControlNetFolder:
         for key, what in _OTHERS.items():
             if config[key] is not None:
                 raise SettingsError(
-                    f"--controlnet {folder} has {key} = {config[key]}, expected none: it is {what}; give another, "
+                    f"--controlnet {folder} has {key} = {config[key]}, expected null: it is {what}; give another, "
                     f"such as FLUX.1-dev-ControlNet-Union-Pro-2.0, which has neither key"
                 )
         _check_fits(folder, config, teacher.config("transformer"))
@@ -116,9 +116,12 @@ class ControlNetFolder:
         return digest([{key: value for key, value in self.config.items() if not key.startswith("_")}, weights])
 
     def added_bytes(self, image_tokens: int, itemsize: int) -> int:
-        """Bytes of what it adds to the blocks in one call with one image."""
+        """Bytes of what it adds to the blocks in one call with one image.
+
+        At its end it has three of each: the output of a block, its projection, and that times the scale.
+        """
         layers = self.config["num_layers"] + self.config["num_single_layers"]
-        return int(layers * image_tokens * _inner_width(self.config) * itemsize)
+        return int(3 * layers * image_tokens * _inner_width(self.config) * itemsize)
 
     def load(self, *, dtype: torch.dtype, device: torch.device) -> ControlNet:
         """Load the network in eval mode, frozen. Raises SettingsError."""

@@ -56,7 +56,9 @@ class ImageDecoder:
         They are the means of the VAE's distribution. Pipelines draw from it, so that a control image has other latents
         in each call.
         """
-        pixels = VaeImageProcessor().preprocess(list(images), height=self._geometry.height, width=self._geometry.width)
+        pixels = VaeImageProcessor(vae_scale_factor=1).preprocess(
+            list(images), height=self._geometry.height, width=self._geometry.width
+        )
         # A call of the encoder needs less memory than one of the decoder.
         parts = pixels.to(self._vae.device).split(self._geometry.decoded_at_once)
         latents = torch.cat([self._vae.encode(part).latent_dist.mode() for part in parts])

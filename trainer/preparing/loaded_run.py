@@ -89,10 +89,11 @@ def load_run(
         projection_rank=settings.projection_rank,
     )  # fmt: skip
     tokens = load_own_tokens(settings, student_source, student)
-    check_pieces(settings, student_source, tokens, next(iter(caches.values())))
     keep_negative(student, caches.values(), tokens)
     config = run_config(settings, caches, teacher)
     begun = find_begun(run, config, processes)
+    if begun is None:
+        check_pieces(settings, student_source, tokens, next(iter(caches.values())))
     training_caches = TrainingCache.of_run(caches, begun or config, run)
     with deterministic_algorithms(settings.deterministic):
         objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)

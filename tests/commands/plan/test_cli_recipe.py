@@ -98,7 +98,7 @@ def test_a_given_option_that_makes_the_training_fit_is_part_of_the_verdict(plann
     assert both["fits"] is True and both["phases"][-1]["missing"] == []
     assert both["phases"][-1]["needed_bytes"] < 12 * 2**30 and both["usd"] == advised["usd"]
     assert both["verdict"].startswith("fits: ") and "train with" not in both["verdict"]
-    assert both["verdict"].endswith("(estimated); the training's --max-gpu-memory 12GiB is included")
+    assert both["verdict"].endswith("(estimated); with --max-gpu-memory 12GiB in training")
     assert "does not fit" not in said
 
 

@@ -10,12 +10,14 @@ from diffusers.pipelines.flux import pipeline_flux_controlnet
 from PIL import Image
 
 from secondcast.evaluation import generate as generate_module
+from secondcast.evaluation.pictures.control_images import ControlImages
 from secondcast.evaluation.settings.generating import GenerateOptions
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.student.student import load_student
 from secondcast.models.teacher.controlnet import ControlNetFolder
 from secondcast.models.teacher.folder import find_teacher
+from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.storage_schemas.errors import ImagesError, SettingsError, SettingsMismatchError
 from tests.evaluation.test_generate import (
     PROMPTS,
@@ -153,8 +155,26 @@ def test_control_images_that_do_not_fit_are_refused_before_a_folder_is_made(
         f"{edges / '000002.png'} is 16 x 24 px, expected the proportions of the images, 16 x 16 px: resizing would "
         f"distort it; crop it, or give --height and --width"
     )
+    Image.fromarray(np.full((16, 16), 300, np.uint16)).save(edges / "000002.png")
+    assert refused() == (
+        f"{edges / '000002.png'} has 16 or 32 bits per value (I;16), expected 8: scale its values to 0-255, and save "
+        f"it with 8 bits"
+    )
     (edges / "000002.png").write_bytes(b"no image")
     assert refused().startswith(f"{edges / '000002.png'} cannot be read as an image (")
+
+
+def test_a_control_image_that_changed_since_it_was_read_is_refused(dev_teacher, edges):
+    file = edges / "000001.png"
+    geometry = find_teacher(str(dev_teacher), ("transformer",)).geometry(ImageSize(height=16, width=16))
+    found = ControlImages.read(edges, PROMPTS, samples=1, geometry=geometry)
+    assert len(found.images([0, 1], 0)) == 2
+    write_image(file, 77, size=found.images([1], 0)[0].size)
+    with pytest.raises(ImagesError, match=f"^{file} has changed since this command began: run it again$"):
+        found.images([0, 1], 0)
+    file.unlink()
+    with pytest.raises(ImagesError, match=rf"^{file} cannot be read \(.*\): make it again$"):
+        found.images([1], 0)
 
 
 def test_options_that_need_each_other_are_refused_alone(tmp_path):

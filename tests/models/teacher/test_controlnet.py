@@ -54,7 +54,7 @@ def test_a_controlnet_states_its_size_and_whether_it_takes_guidance(controlnet, 
     assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert found.takes_guidance and not any(parameter.requires_grad for parameter in network.parameters())
     width = network.config.num_attention_heads * network.config.attention_head_dim
-    assert found.added_bytes(image_tokens=16, itemsize=2) == 2 * 16 * width * 2
+    assert found.added_bytes(image_tokens=16, itemsize=2) == 3 * 2 * 16 * width * 2
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_a_controlnet_states_its_size_and_whether_it_takes_guidance(controlnet, 
             {"num_attention_heads": 4},
             "has num_attention_heads * attention_head_dim = 64, expected 32 as in the transformer",
         ),
-        ({"num_mode": 10}, "has num_mode = 10, expected none: it is a union ControlNet, which needs a mode for each"),
+        ({"num_mode": 10}, "has num_mode = 10, expected null: it is a union ControlNet, which needs a mode for each"),
         (
             {"conditioning_embedding_channels": 16},
-            "has conditioning_embedding_channels = 16, expected none: it is one ",
+            "has conditioning_embedding_channels = 16, expected null: it is one ",
         ),
         ({"num_layers": 2}, "cannot be loaded: "),
     ],
