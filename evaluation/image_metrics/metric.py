@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from secondcast.evaluation.intervals import bootstrap
+from secondcast.evaluation.pictures.rgb import in_rgb
 from secondcast.storage_schemas.errors import ImagesError, PromptsError
 from secondcast.storage_schemas.progress import Progress
 
@@ -16,7 +17,6 @@ MetricName = Literal["clip-score", "fid", "vqa", "text", "compbench", "pocket"]
 Interval = Literal["bootstrap", "wilson", "none"]
 
 _Item = TypeVar("_Item")
-_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +41,13 @@ class Picture:
         """Load the image in 8-bit RGB, with transparency on white; ImagesError if it cannot be decoded."""
         try:
             with Image.open(self.file) as image:
-                return _in_rgb(image)
+                return in_rgb(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()).replace(str(self.file), "it")
             raise ImagesError(
                 f"{self.file} cannot be read as an image ({reason}): generate it again, or remove it from the folder "
                 f"and its index"
             ) from error
-
-
-def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits of grey (Pillow has them as "I" or "I;16"), which it would clip at 255, not scale.
-        high_HW = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        # Dropping alpha would show what a viewer hides, often black.
-        shown = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True, kw_only=True)

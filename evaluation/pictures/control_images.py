@@ -9,6 +9,7 @@ from typing import Self
 from PIL import Image
 
 from secondcast.evaluation.pictures.folder import picture_name
+from secondcast.evaluation.pictures.rgb import in_rgb
 from secondcast.models.geometry import Geometry
 from secondcast.storage_schemas.errors import ImagesError, reason
 from secondcast.storage_schemas.io.digests import xxh3_128
@@ -83,13 +84,6 @@ def _bytes(file: Path) -> bytes:
 
 def _opened(data: bytes, file: Path) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
-        # Pillow would clip these values at 255.
-        if image.mode.startswith(("I", "F")):
-            raise ImagesError(
-                f"{file} has 16 or 32 bits per value ({image.mode}), expected 8: scale its values to 0-255, and save "
-                f"it with 8 bits"
-            )
-        return image.convert("RGB")
+        return in_rgb(Image.open(io.BytesIO(data)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImagesError(f"{file} cannot be read as an image ({reason(error)}): make it again") from error

@@ -1,6 +1,5 @@
 """Whether a student's tokenizer has the pieces of the tokenizer whose token ids the student reads."""
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +41,15 @@ def _files_of(source: str) -> dict[str, bytes]:
     found = {}
     for name in _FILES:
         # Also of a file that was never downloaded, without a network connection.
-        with contextlib.suppress(EntryNotFoundError):
+        try:
             found[name] = Path(hf_hub_download(source, name)).read_bytes()
+        except EntryNotFoundError:
+            continue
+        except Exception as error:
+            raise StudentError(
+                f"{name} of {source} cannot be downloaded from the hub ({type(error).__name__}: {reason(error)}): run "
+                f"`hf download {source}` with a network connection, or give a folder"
+            ) from error
     return found
 
 

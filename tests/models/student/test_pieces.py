@@ -1,4 +1,4 @@
-"""Tokenizers of one size are told apart by their pieces, whatever files hold them."""
+"""Tokenizers of one size are distinguished by their pieces, in every kind of file that has them."""
 
 import io
 import json
